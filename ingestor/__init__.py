@@ -1,0 +1,1 @@
+"""Reads Prometheus range by range and publishes columnar range chunks to Kafka."""

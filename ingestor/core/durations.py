@@ -1,0 +1,159 @@
+"""What people type for lengths and points of time: ``90s``, ``10d``, ``1mo``, ``now``, RFC 3339."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+
+_UNIT_MS = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
+_UNIT_ALIASES = {"t": "m", "min": "m"}
+_CALENDAR_MONTHS = {"mo": 1, "y": 12}
+_UNIT_WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week", "mo": "month", "y": "year"}
+
+# 1970-01-01 was a Thursday: weeks are counted from the Monday before it.
+_ANCHOR_MS = {"w": -3 * 86_400_000}
+
+_DURATION = re.compile(r"(\d+)([a-z]+)", re.ASCII)
+_UNIX_SECONDS = re.compile(r"\d{9,11}(\.\d{1,3})?", re.ASCII)
+
+# numpy and datetime agree on these years, and int64 nanoseconds of pandas and Arrow hold them.
+_EARLIEST_MS, _LATEST_MS = 0, 9_214_646_400_000
+
+
+def parse_duration_ms(text: str) -> int:
+    """Read a positive length of time such as ``500ms``, ``90s``, ``1h30m`` or ``10d``.
+
+    Raises:
+        ValueError: not such a length; the message shows the allowed forms.
+    """
+    total, at = 0, 0
+    while at < len(text):
+        match = _DURATION.match(text, at)
+        unit = match and _UNIT_ALIASES.get(match[2], match[2])
+        if not match or unit not in _UNIT_MS:
+            break
+        total, at = total + int(match[1]) * _UNIT_MS[unit], match.end()
+    if at < len(text) or total <= 0 or total > _LATEST_MS:
+        raise ValueError(f"{text!r} is not a duration: write it like 30s, 5m, 1h30m, 10d or 2w")
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class PointInTime:
+    """A point of time as typed; *relative* ones (``now``, ``10d``) depend on when they are resolved."""
+
+    text: str
+    time_ms: int
+    relative: bool
+
+
+def parse_time(text: str, now_ms: int) -> PointInTime:
+    """Read ``now``, a duration ago (``10d``), Unix seconds, or RFC 3339 with an offset.
+
+    Args:
+        text: as typed.
+        now_ms: what ``now`` means: the backend's clock, never ours.
+
+    Raises:
+        ValueError: none of these, or outside the years 1970 to 2261.
+    """
+    if text == "now":
+        return PointInTime(text, now_ms, relative=True)
+    if _UNIX_SECONDS.fullmatch(text):
+        seconds, _, fraction = text.partition(".")
+        return PointInTime(text, int(seconds) * 1000 + int(fraction.ljust(3, "0") or 0), relative=False)
+    if _DURATION.match(text):
+        return _in_bounds(PointInTime(text, now_ms - parse_duration_ms(text), relative=True))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise ValueError(
+            f"{text!r} is not a time: write now, a duration ago like 10d, Unix seconds, "
+            "or RFC 3339 with its offset like 2026-11-23T12:00:00Z"
+        )
+    delta = moment - datetime.fromisoformat("1970-01-01T00:00:00+00:00")
+    whole_ms = (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
+    return _in_bounds(PointInTime(text, whole_ms, relative=False))
+
+
+def _in_bounds(point: PointInTime) -> PointInTime:
+    if not _EARLIEST_MS <= point.time_ms <= _LATEST_MS:
+        raise ValueError(f"{point.text!r} is outside the years 1970 to 2261")
+    return point
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkSize:
+    """The length of a tumbling window: a count of ``s m h d w`` (fixed, UTC) or ``mo y`` (calendar, UTC).
+
+    Fixed units are aligned to the epoch (weeks to Mondays), months and years to
+    the calendar, so two workers agree on every window without talking.
+    Source: fixed windows, Akidau et al., The Dataflow Model, VLDB 2015.
+    """
+
+    count: int
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> ChunkSize:
+        """Read ``30s``, ``1t``/``1m``/``1min``, ``1h``, ``1d``, ``1w``, ``1mo``, ``1y`` and multiples.
+
+        Raises:
+            ValueError: anything else; the message shows the allowed forms.
+        """
+        match = _DURATION.fullmatch(text)
+        unit = match and _UNIT_ALIASES.get(match[2], match[2])
+        if match and unit in _UNIT_WORDS and 0 < (count := int(match[1])):
+            size = cls(count, unit)
+            if count * (_UNIT_MS.get(unit) or 31 * 86_400_000 * _CALENDAR_MONTHS[unit]) <= _LATEST_MS:
+                return size
+        raise ValueError(
+            f"{text!r} is not a chunk size: write a whole number and one of "
+            "s, t or m or min (minutes), h, d, w, mo (months), y, like 30s, 1m, 1h or 1mo"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.count}{self.unit}"
+
+    def in_words(self) -> str:
+        """``5 minutes``: so that ``1m`` is never taken for a month."""
+        return f"{self.count} {_UNIT_WORDS[self.unit]}{'s' * (self.count != 1)}"
+
+    def floor_ms(self, time_ms: int) -> int:
+        """Return the start of the window that holds *time_ms*."""
+        return int(self.edges_ms(time_ms, time_ms + 1)[0])
+
+    def edges_ms(self, start_ms: int, end_ms: int) -> Int64Array:
+        """Return the edges of the windows that overlap [start_ms, end_ms).
+
+        Returns:
+            Shape (windows + 1,); window i is [edges[i], edges[i + 1]);
+            ``edges[0] <= start_ms`` and ``end_ms <= edges[-1]``.
+
+        Raises:
+            ValueError: the interval is empty.
+        """
+        if end_ms <= start_ms:
+            raise ValueError("no window overlaps an empty interval")
+        if months := _CALENDAR_MONTHS.get(self.unit):
+            return self._calendar_edges_ms(start_ms, end_ms, months * self.count)
+        size_ms, anchor_ms = _UNIT_MS[self.unit] * self.count, _ANCHOR_MS.get(self.unit, 0)
+        first = (start_ms - anchor_ms) // size_ms
+        last = -(-(end_ms - anchor_ms) // size_ms)
+        return np.arange(first, last + 1, dtype=np.int64) * size_ms + anchor_ms
+
+    @staticmethod
+    def _calendar_edges_ms(start_ms: int, end_ms: int, months: int) -> Int64Array:
+        # datetime64[M] counts months from 1970-01, as whole numbers.
+        bounds = np.array([start_ms, end_ms - 1], "datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+        first, last = int(bounds[0]) // months, int(bounds[1]) // months + 1
+        edges = np.arange(first, last + 1, dtype=np.int64) * months
+        return edges.astype("datetime64[M]").astype("datetime64[ms]").astype(np.int64)

@@ -1,0 +1,143 @@
+"""Range chunks and markers as Kafka messages: Arrow IPC (zstd) and headers.
+
+The schema of the value is documented in DESIGN.md; any language with Arrow reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from ingestor.core.chunk import Int64Array, Marker, RangeChunk, SeriesColumns
+from ingestor.core.errors import MalformedMessage
+from ingestor.core.time_range import TimeRange
+
+Headers = Sequence[tuple[str, bytes]]
+
+SCHEMA_NAME, SCHEMA_VERSION = "podstream.range-chunk", 1
+
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+_TIMESTAMP = pa.timestamp("ms", "UTC")
+SCHEMA = pa.schema(
+    [
+        ("namespace", _DICTIONARY),
+        ("pod", _DICTIONARY),
+        ("service", _DICTIONARY),
+        ("metric", _DICTIONARY),
+        ("type", _DICTIONARY),
+        ("labels", pa.map_(pa.string(), pa.string())),
+        ("fingerprint", pa.uint64()),
+        ("timestamps", pa.list_(_TIMESTAMP)),
+        ("values", pa.list_(pa.float64())),
+    ]
+)
+_WRITE_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
+
+
+def encode_series(series: SeriesColumns) -> bytes:
+    """Return the value of a chunk message.
+
+    *series.offsets* may start above zero: samples outside them are not written.
+    """
+    first, last = int(series.offsets[0]), int(series.offsets[-1])
+    offsets = pa.array((series.offsets - first).astype(np.int32))
+    timestamps = pa.array(series.timestamps_ms[first:last]).view(_TIMESTAMP)
+    columns = [
+        series.namespace,
+        series.pod,
+        series.service,
+        series.metric,
+        series.type,
+        series.labels,
+        pa.array(series.fingerprint),
+        pa.ListArray.from_arrays(offsets, timestamps),
+        pa.ListArray.from_arrays(offsets, pa.array(series.values[first:last])),
+    ]
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, SCHEMA, options=_WRITE_OPTIONS) as writer:
+        writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
+    return sink.getvalue().to_pybytes()
+
+
+def decode_series(value: bytes) -> SeriesColumns:
+    """Read the value of a chunk message without copying its samples.
+
+    Raises:
+        MalformedMessage: not such a value.
+    """
+    try:
+        with pa.ipc.open_stream(value) as reader:
+            if reader.schema != SCHEMA:
+                raise MalformedMessage(f"a range chunk has other columns: {reader.schema.names}")
+            batch = reader.read_next_batch()
+        batch.validate(full=True)
+        timestamps, values = batch.column("timestamps"), batch.column("values")
+        offsets = timestamps.offsets.to_numpy()
+        if not np.array_equal(offsets, values.offsets.to_numpy()):
+            raise MalformedMessage("a range chunk has unequal numbers of timestamps and values")
+        return SeriesColumns(
+            *(batch.column(name) for name in ("namespace", "pod", "service", "metric", "type", "labels")),
+            fingerprint=batch.column("fingerprint").to_numpy(),
+            offsets=offsets.astype(np.int64),
+            timestamps_ms=timestamps.values.view(pa.int64()).to_numpy(),
+            values=values.values.to_numpy(),
+        )
+    except (pa.ArrowException, StopIteration, OSError, ValueError) as error:
+        raise MalformedMessage(f"a range chunk cannot be read: {error}") from error
+
+
+def chunk_headers(chunk_or_marker: RangeChunk | Marker) -> list[tuple[str, bytes]]:
+    """Return the headers of a message; numbers are decimal text."""
+    item = chunk_or_marker
+    if isinstance(item, RangeChunk):
+        kind = "chunk"
+    else:
+        kind = "end" if item.ends_job else "marker"
+    fields = {
+        "schema": f"{SCHEMA_NAME}/{SCHEMA_VERSION}",
+        "kind": kind,
+        "source": item.source,
+        "job": item.job,
+        "shard": "0/1",
+        "revision": item.revision,
+        "sequence": item.sequence,
+        "start": item.time_range.start_ms,
+        "end": item.time_range.end_ms,
+    }
+    return [(name, str(value).encode()) for name, value in fields.items()]
+
+
+def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
+    """Read one message of the range-chunk topic.
+
+    Raises:
+        MalformedMessage: a header is missing or wrong, the schema is another one,
+            or the value cannot be read.
+    """
+    fields = dict(headers or ())
+    try:
+        schema, kind = fields["schema"].decode(), fields["kind"].decode()
+        if schema != f"{SCHEMA_NAME}/{SCHEMA_VERSION}":
+            raise MalformedMessage(f"schema {schema!r} is not {SCHEMA_NAME}/{SCHEMA_VERSION}: update podstream")
+        job, source = fields["job"].decode(), fields["source"].decode()
+        revision, sequence = int(fields["revision"]), int(fields["sequence"])
+        time_range = TimeRange(int(fields["start"]), int(fields["end"]))
+    except (KeyError, ValueError) as error:
+        raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
+    if kind in ("marker", "end"):
+        return Marker(job, time_range, revision, sequence, source, ends_job=kind == "end")
+    if kind != "chunk":
+        raise MalformedMessage(f"a message is of the unknown kind {kind!r}")
+    series = decode_series(value or b"")
+    _check_samples(series.offsets, series.timestamps_ms, time_range)
+    return RangeChunk(job, time_range, revision, sequence, source, series)
+
+
+def _check_samples(offsets: Int64Array, timestamps_ms: Int64Array, time_range: TimeRange) -> None:
+    """Refuse samples outside their range: they would land in windows that are closed."""
+    first, last = int(offsets[0]), int(offsets[-1])
+    stamps = timestamps_ms[first:last]
+    if len(stamps) and not (time_range.start_ms <= stamps.min() and stamps.max() < time_range.end_ms):
+        raise MalformedMessage(f"a range chunk has samples outside its range {time_range}")
