@@ -69,9 +69,12 @@ def decode_record(value: bytes | None) -> Record:
         for name, kind in _FIELDS.items():
             if type(fields[name]) is not kind:
                 raise MalformedMessage(f"a record's {name} is {fields[name]!r}, not of type {kind.__name__}")
+        pod = fields.get("pod")
+        if not (pod is None or isinstance(pod, str)):
+            raise MalformedMessage(f"a record's pod is {pod!r}, not of type str")
         return Record(
             namespace=fields["namespace"],
-            pod=fields.get("pod"),
+            pod=pod,
             service=fields["service"],
             window_start_ms=fields["window_start"],
             window_end_ms=fields["window_end"],
@@ -98,4 +101,6 @@ def _number(value: Any) -> float:
         return float("nan")
     if isinstance(value, str):
         return _INFINITIES[value]
+    if isinstance(value, bool):
+        raise TypeError(f"{value!r} is not a number")
     return float(value)

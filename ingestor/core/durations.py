@@ -19,7 +19,7 @@ _UNIT_WORDS = {"s": "second", "m": "minute", "h": "hour", "d": "day", "w": "week
 # 1970-01-01 was a Thursday: weeks are counted from the Monday before it.
 _ANCHOR_MS = {"w": -3 * 86_400_000}
 
-_DURATION = re.compile(r"(\d+)([a-z]+)", re.ASCII)
+_DURATION = re.compile(r"(\d{1,15})([a-z]+)", re.ASCII)
 _UNIX_SECONDS = re.compile(r"\d{9,11}(\.\d{1,3})?", re.ASCII)
 
 # numpy and datetime agree on these years, and int64 nanoseconds of pandas and Arrow hold them.
@@ -67,7 +67,8 @@ def parse_time(text: str, now_ms: int) -> PointInTime:
         return PointInTime(text, now_ms, relative=True)
     if _UNIX_SECONDS.fullmatch(text):
         seconds, _, fraction = text.partition(".")
-        return PointInTime(text, int(seconds) * 1000 + int(fraction.ljust(3, "0") or 0), relative=False)
+        whole_ms = int(seconds) * 1000 + int(fraction.ljust(3, "0"))
+        return _in_bounds(PointInTime(text, whole_ms, relative=False))
     if _DURATION.match(text):
         return _in_bounds(PointInTime(text, now_ms - parse_duration_ms(text), relative=True))
     try:
@@ -111,7 +112,7 @@ class ChunkSize:
         """
         match = _DURATION.fullmatch(text)
         unit = match and _UNIT_ALIASES.get(match[2], match[2])
-        if match and unit in _UNIT_WORDS and 0 < (count := int(match[1])):
+        if match and unit in _UNIT_WORDS and (count := int(match[1])) > 0:
             size = cls(count, unit)
             if count * (_UNIT_MS.get(unit) or 31 * 86_400_000 * _CALENDAR_MONTHS[unit]) <= _LATEST_MS:
                 return size

@@ -46,8 +46,14 @@ def floor_ms(time_ms: int, size_ms: int) -> int:
 
 
 def iso(time_ms: int) -> str:
-    """Write Unix milliseconds as ISO 8601 UTC; fractions only where there are any."""
-    # Added to the epoch, not fromtimestamp(): a float of seconds can miss by a millisecond.
-    moment = _EPOCH + timedelta(milliseconds=time_ms)
+    """Write Unix milliseconds as ISO 8601 UTC; fractions only where there are any.
+
+    Outside the years 1 to 9999 the number itself is written: error messages need this to never fail.
+    """
+    try:
+        # Added to the epoch, not fromtimestamp(): a float of seconds can miss by a millisecond.
+        moment = _EPOCH + timedelta(milliseconds=time_ms)
+    except OverflowError:
+        return f"{time_ms} ms"
     spec = "milliseconds" if time_ms % 1000 else "seconds"
     return moment.isoformat(timespec=spec).replace("+00:00", "Z")

@@ -58,7 +58,8 @@ def encode_series(series: SeriesColumns) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA, options=_WRITE_OPTIONS) as writer:
         writer.write_batch(pa.RecordBatch.from_arrays(columns, schema=SCHEMA))
-    return sink.getvalue().to_pybytes()
+    value: bytes = sink.getvalue().to_pybytes()
+    return value
 
 
 def decode_series(value: bytes) -> SeriesColumns:
@@ -72,13 +73,21 @@ def decode_series(value: bytes) -> SeriesColumns:
             if reader.schema != SCHEMA:
                 raise MalformedMessage(f"a range chunk has other columns: {reader.schema.names}")
             batch = reader.read_next_batch()
+            if next(reader, None) is not None:
+                raise MalformedMessage("a range chunk has more than one record batch")
         batch.validate(full=True)
+        _check_nulls(batch)
         timestamps, values = batch.column("timestamps"), batch.column("values")
         offsets = timestamps.offsets.to_numpy()
         if not np.array_equal(offsets, values.offsets.to_numpy()):
             raise MalformedMessage("a range chunk has unequal numbers of timestamps and values")
         return SeriesColumns(
-            *(batch.column(name) for name in ("namespace", "pod", "service", "metric", "type", "labels")),
+            namespace=batch.column("namespace"),
+            pod=batch.column("pod"),
+            service=batch.column("service"),
+            metric=batch.column("metric"),
+            type=batch.column("type"),
+            labels=batch.column("labels"),
             fingerprint=batch.column("fingerprint").to_numpy(),
             offsets=offsets.astype(np.int64),
             timestamps_ms=timestamps.values.view(pa.int64()).to_numpy(),
@@ -88,23 +97,20 @@ def decode_series(value: bytes) -> SeriesColumns:
         raise MalformedMessage(f"a range chunk cannot be read: {error}") from error
 
 
-def chunk_headers(chunk_or_marker: RangeChunk | Marker) -> list[tuple[str, bytes]]:
-    """Return the headers of a message; numbers are decimal text."""
-    item = chunk_or_marker
-    if isinstance(item, RangeChunk):
-        kind = "chunk"
-    else:
-        kind = "end" if item.ends_job else "marker"
+def headers(
+    kind: str, job: str, time_range: TimeRange, sequence: int, source: str, revision: int = 0
+) -> list[tuple[str, bytes]]:
+    """Return the headers of a message; *kind* is ``chunk``, ``marker`` or ``end``, numbers are decimal text."""
     fields = {
         "schema": f"{SCHEMA_NAME}/{SCHEMA_VERSION}",
         "kind": kind,
-        "source": item.source,
-        "job": item.job,
+        "source": source,
+        "job": job,
         "shard": "0/1",
-        "revision": item.revision,
-        "sequence": item.sequence,
-        "start": item.time_range.start_ms,
-        "end": item.time_range.end_ms,
+        "revision": revision,
+        "sequence": sequence,
+        "start": time_range.start_ms,
+        "end": time_range.end_ms,
     }
     return [(name, str(value).encode()) for name, value in fields.items()]
 
@@ -122,9 +128,9 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         if schema != f"{SCHEMA_NAME}/{SCHEMA_VERSION}":
             raise MalformedMessage(f"schema {schema!r} is not {SCHEMA_NAME}/{SCHEMA_VERSION}: update podstream")
         job, source = fields["job"].decode(), fields["source"].decode()
-        revision, sequence = int(fields["revision"]), int(fields["sequence"])
-        time_range = TimeRange(int(fields["start"]), int(fields["end"]))
-    except (KeyError, ValueError) as error:
+        revision, sequence = _int64(fields["revision"]), _int64(fields["sequence"])
+        time_range = TimeRange(_int64(fields["start"]), _int64(fields["end"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # Kafka allows None for a header's value
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
         return Marker(job, time_range, revision, sequence, source, ends_job=kind == "end")
@@ -133,6 +139,21 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
     series = decode_series(value or b"")
     _check_samples(series.offsets, series.timestamps_ms, time_range)
     return RangeChunk(job, time_range, revision, sequence, source, series)
+
+
+def _int64(text: bytes) -> int:
+    number = int(text)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"{number} does not fit into 64 bits")
+    return number
+
+
+def _check_nulls(batch: pa.RecordBatch) -> None:
+    """Refuse rows without a name or samples; nulls among the samples fail on their way to numpy."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        inner = {"labels": "items"}.get(name, "dictionary")
+        if column.null_count or getattr(getattr(column, inner, None), "null_count", 0):
+            raise MalformedMessage(f"a range chunk has nulls in {name}")
 
 
 def _check_samples(offsets: Int64Array, timestamps_ms: Int64Array, time_range: TimeRange) -> None:

@@ -1,0 +1,118 @@
+"""The console script ``ingestor``: the only place that wires the poller's objects."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
+from ingestor.options import (
+    CHUNK_SIZE,
+    DURATION_MS,
+    config_option,
+    dry_run_option,
+    end_option,
+    json_option,
+    kafka_options,
+    logging_option,
+    source_options,
+    start_option,
+)
+
+if TYPE_CHECKING:
+    # Imported where used: --help must not wait for numba and pyarrow.
+    from ingestor.poller import PollerSettings
+
+
+@click.group(cls=SpelledGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="podstream")
+@config_option
+def cli() -> None:
+    """Publish the metrics of Kubernetes pods from Prometheus to Kafka.
+
+    Every flag can also be an environment variable (INGESTOR_BACKFILL_START=10d)
+    or a key in a YAML file (--config).
+    """
+
+
+@cli.command()
+@start_option
+@end_option
+@click.option(
+    "--align",
+    type=CHUNK_SIZE,
+    help="Floor relative times to this chunk size. [default: the hour; now: the second]",
+)
+@source_options
+@kafka_options
+@json_option
+@dry_run_option
+@logging_option
+def backfill(**flags: Any) -> None:
+    """Publish [START, END) and exit.
+
+    The same command again goes on after a crash, and does nothing after the end.
+    """
+    _poll(flags)
+
+
+@cli.command(name="run")
+@click.option(
+    "--start", default="now", show_default=True, metavar="TIME", help="Where the very first run begins, like 10d."
+)
+@click.option(
+    "--poll-interval", "poll_interval_ms", type=DURATION_MS, default="15s", show_default=True, help="How often to poll."
+)
+@source_options
+@kafka_options
+@json_option
+@dry_run_option
+@logging_option
+def run_command(**flags: Any) -> None:
+    """Publish from START on, history first, then live, for good.
+
+    It resumes from its position after every stop.
+    """
+    _poll(flags)
+
+
+def _poll(flags: dict[str, Any]) -> None:
+    from ingestor.poller import Poller, PollerSettings  # noqa: PLC0415
+    from ingestor.presets import PRESETS  # noqa: PLC0415
+    from ingestor.sources.http_query import HttpQuerySource  # noqa: PLC0415
+
+    source = HttpQuerySource(
+        flags["url"],
+        timeout_s=flags.pop("timeout_ms") / 1000,
+        bearer_token_file=flags.pop("bearer_token_file"),
+        basic_auth_file=flags.pop("basic_auth_file"),
+        connections=flags["concurrency"],
+    )
+    as_json, dry_run = flags.pop("as_json"), flags.pop("dry_run")
+    settings = PollerSettings(end=flags.pop("end", None), **flags)
+    stop = stop_on_signals()
+    source.check()
+    if dry_run:
+        click.echo(Poller(settings, source).plan())
+        return
+    display = _display(settings, as_json=as_json)
+    if not as_json:
+        click.echo(f"preset {settings.preset}: {PRESETS[settings.preset].description}", err=True)
+    with display:
+        position = Poller(settings, source, display.show, stop).run()
+    display.summary(position)
+    if stop.is_set() and not position.ended and settings.end is not None:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _display(settings: PollerSettings, *, as_json: bool) -> Any:
+    from ingestor import progress  # noqa: PLC0415
+
+    return progress.display(settings.job, presence(as_json=as_json))
+
+
+def main() -> None:
+    """Run the console script."""
+    run(cli, "INGESTOR")

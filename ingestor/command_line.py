@@ -1,0 +1,121 @@
+"""What both command lines share: settings from file and environment, logs, errors, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any, Literal
+
+import click
+
+from ingestor.core.errors import IngestorError
+
+EXIT_INTERRUPTED = 130
+
+_PLAIN_FIELDS = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def run(group: click.Group, environment_prefix: str) -> None:
+    """Run a command line: one line a failure, never a traceback; 2 for what was asked wrongly."""
+    try:
+        code = group.main(standalone_mode=False, auto_envvar_prefix=environment_prefix)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        code = EXIT_INTERRUPTED
+    except IngestorError as error:
+        fail(error)
+        code = error.exit_code
+    sys.stdout.flush()
+    # Requests in flight and librdkafka's threads must not hold an interrupted process.
+    os._exit(code if isinstance(code, int) else 0)
+
+
+def fail(error: IngestorError) -> None:
+    """Say in one line what went wrong."""
+    click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+
+
+def stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and the first Ctrl-C set; the second Ctrl-C ends at once."""
+    stop = threading.Event()
+
+    def on_signal(number: int, _: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            os._exit(EXIT_INTERRUPTED)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    return stop
+
+
+class SpelledGroup(click.Group):
+    """A group that also takes the batch scripts' spellings: ``--start_time``, ``--chunk_size`` and the like."""
+
+    _SPELLINGS = {  # noqa: RUF012 - a constant
+        "--start_time": "--start",
+        "--end_time": "--end",
+        "--storage_path": "--storage",
+        "--chunk_size": "--chunk-size",
+    }
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, list(self._respelled(ctx, args)))
+
+    def _respelled(self, ctx: click.Context, args: list[str]) -> Any:
+        previous = ""
+        for arg in args:
+            flag, equals, value = arg.partition("=")
+            if flag == "--chunk_size" or previous == "--chunk_size":
+                size = arg if previous == "--chunk_size" else value
+                if size.rstrip("0123456789") == "m" and size != "m":
+                    # There it meant a month, here a minute: a silent change of meaning would be the worst of all.
+                    ctx.fail(
+                        f"--chunk_size {size} meant {size[:-1]} month(s) in the batch scripts and would mean "
+                        f"minutes here: write {size[:-1]}mo or {size[:-1]}t"
+                    )
+            yield self._SPELLINGS.get(flag, flag) + equals + value
+            previous = arg
+
+
+def set_up_logging(level: str) -> None:
+    """Log events with their fields to standard error, one line each."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_EventFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("ingestor", "stream_app"):
+        logging.getLogger(package).setLevel(level.upper())
+
+
+class _EventFormatter(logging.Formatter):
+    """``2026-11-23T12:00:00Z INFO range published job=live samples=120``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
+        fields = {k: v for k, v in record.__dict__.items() if k not in _PLAIN_FIELDS}
+        text = " ".join(
+            [f"{moment}Z {record.levelname}", record.getMessage(), *(f"{k}={v}" for k, v in fields.items())]
+        )
+        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
+
+    @staticmethod
+    def converter(seconds: float | None) -> Any:
+        import time  # noqa: PLC0415
+
+        return time.gmtime(seconds)
+
+
+Presence = Literal["terminal", "log", "json"]
+
+
+def presence(*, as_json: bool) -> Presence:
+    """Return how to show progress: a bar on a terminal, log lines elsewhere, JSON lines when asked."""
+    if as_json:
+        return "json"
+    return "terminal" if sys.stderr.isatty() else "log"

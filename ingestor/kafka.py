@@ -1,0 +1,230 @@
+"""Kafka at the edge: client settings, topics made when missing, whole topics read once.
+
+The one I/O module that both packages use.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+
+from ingestor.core.errors import ConfigError, PublishError
+from ingestor.core.topics import Topics
+
+DEFAULT_PARTITIONS = 8
+"""The most workers one view can have."""
+
+CONNECT_TIMEOUT_S = 10.0
+"""A broker that does not answer for so long is not there."""
+
+COMPACTED = {"cleanup.policy": "compact"}
+DELETED_WITH_AGE = {"cleanup.policy": "delete"}
+
+
+def client_config(bootstrap_servers: str) -> dict[str, Any]:
+    """Return what every confluent-kafka client of ours is given."""
+    return {
+        "bootstrap.servers": bootstrap_servers,
+        # librdkafka prints to stderr by itself; we raise what matters.
+        "log_level": 2,
+        "client.id": "podstream",
+    }
+
+
+def reason(error: KafkaException | KafkaError) -> str:
+    """Return the broker's or client's own words for *error*."""
+    cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    return cause.str() if isinstance(cause, KafkaError) else str(cause)
+
+
+def connect(bootstrap_servers: str) -> AdminClient:
+    """Return an admin client of a cluster that answers.
+
+    Raises:
+        ConfigError: no broker answers.
+    """
+    admin = AdminClient(client_config(bootstrap_servers))
+    try:
+        admin.list_topics(timeout=CONNECT_TIMEOUT_S)
+    except KafkaException as error:
+        raise ConfigError(
+            f"no Kafka broker answers at {bootstrap_servers} ({reason(error)}): "
+            "is it running there? give --bootstrap-servers"
+        ) from error
+    return admin
+
+
+def partition_counts(admin: AdminClient) -> dict[str, int]:
+    """Return the number of partitions of every topic of the cluster.
+
+    Raises:
+        PublishError: no broker answers.
+    """
+    return {name: len(topic.partitions) for name, topic in _topics(admin).items()}
+
+
+def _topics(admin: AdminClient) -> dict[str, Any]:
+    try:
+        return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
+    except KafkaException as error:
+        raise PublishError(f"no Kafka broker answers ({reason(error)})") from error
+
+
+def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None) -> int:
+    """Make the pipeline's topics where missing and return their number of partitions.
+
+    Args:
+        admin: a client of the cluster.
+        topics: the names.
+        partitions: wanted for new topics, or None: what the existing ones have, else 8.
+
+    Raises:
+        ConfigError: the existing topics have another number of partitions than wanted,
+            or than one another: records go to the partition number of their chunks.
+    """
+    existing = partition_counts(admin)
+    partitioned = (topics.range_chunks, topics.pods, topics.services)
+    found = {name: existing[name] for name in partitioned if name in existing}
+    wanted = partitions or next(iter(found.values()), DEFAULT_PARTITIONS)
+    for name, count in found.items():
+        if count != wanted:
+            raise ConfigError(
+                f"topic {name} has {count} partitions, not {wanted}: a pod must never change its partition; "
+                "choose another --topic-prefix, or delete the prefix's topics"
+            )
+    missing = [
+        NewTopic(name, num_partitions=wanted, replication_factor=-1, config=DELETED_WITH_AGE)
+        for name in partitioned
+        if name not in existing
+    ]
+    if topics.positions not in existing:
+        missing.append(NewTopic(topics.positions, num_partitions=1, replication_factor=-1, config=COMPACTED))
+    for name, future in admin.create_topics(missing).items() if missing else ():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                raise ConfigError(f"topic {name} cannot be made: {reason(error)}") from error
+    _wait_for_leaders(admin, {*partitioned, topics.positions})
+    return wanted
+
+
+def _wait_for_leaders(admin: AdminClient, names: set[str]) -> None:
+    """Wait until every partition's leader answers: a new topic refuses clients for a moment."""
+    counts = {name: count for name, count in partition_counts(admin).items() if name in names}
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    wanted = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
+    deadline = time.monotonic() + 30.0
+    while wanted and time.monotonic() < deadline:
+        futures = admin.list_offsets(wanted, request_timeout=CONNECT_TIMEOUT_S)
+        wanted = {partition: wanted[partition] for partition, future in futures.items() if not _answers(future)}
+        time.sleep(0.05 if wanted else 0.0)
+    if wanted or counts.keys() != names:
+        raise PublishError(f"the topics {sorted(names)} have no leaders after 30 s: look at the broker's log")
+
+
+_NO_LEADER_YET = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+)
+
+
+def _answers(future: Future[Any]) -> bool:
+    try:
+        future.result()
+    except KafkaException as error:
+        if error.args[0].code() not in _NO_LEADER_YET:
+            raise PublishError(f"topics cannot be used: {reason(error)}") from error
+        return False
+    return True
+
+
+def assigned_consumer(bootstrap_servers: str, **settings: Any) -> Consumer:
+    """Return a read_committed consumer for partitions that are assigned by hand; it commits nothing."""
+    return Consumer(
+        {
+            **client_config(bootstrap_servers),
+            # The library wants a name; no group is joined and nothing is committed.
+            "group.id": "podstream-reader",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            **settings,
+        }
+    )
+
+
+def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Iterator[Message]:
+    """Yield the committed messages of a partition from its beginning to its end as of now.
+
+    Raises:
+        PublishError: the broker stopped answering.
+    """
+    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0)])
+        deadline = time.monotonic() + 60.0
+        while time.monotonic() < deadline:
+            message = consumer.poll(1.0)
+            if message is None:
+                continue
+            if error := message.error():
+                if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+                    return
+                raise PublishError(f"{topic} cannot be read: {reason(error)}")
+            yield message
+        raise PublishError(f"{topic} cannot be read to its end within 60 s: look at the broker's log")
+    finally:
+        consumer.close()
+
+
+def latest_by_key(bootstrap_servers: str, topic: str) -> Mapping[bytes, bytes]:
+    """Return the last committed value of each key of a compacted topic with one partition."""
+    latest: dict[bytes, bytes] = {}
+    for message in read_to_end(bootstrap_servers, topic):
+        key, value = message.key() or b"", message.value()
+        if value is None:
+            latest.pop(key, None)
+        else:
+            latest[key] = value
+    return latest
+
+
+def has_unread(bootstrap_servers: str, topic: str, offsets: Mapping[int, int]) -> bool:
+    """Tell whether a partition has committed messages at or behind its offset in *offsets*.
+
+    Known from the messages, not from offsets: what ends a transaction takes an offset and is no message.
+    """
+    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    try:
+        consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
+        ended: set[int] = set()
+        while len(ended) < len(offsets):
+            message = consumer.poll(10.0)
+            error = message.error() if message is not None else None
+            if message is None or error is None:
+                return True
+            if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+                raise PublishError(f"{topic} cannot be read: {reason(error)}")
+            ended.add(message.partition() or 0)
+        return False
+    finally:
+        consumer.close()
+
+
+def committed_offsets(bootstrap_servers: str, group_id: str, topic: str, partitions: int) -> dict[int, int] | None:
+    """Return what a consumer group has committed for every partition; None while one has nothing."""
+    consumer = Consumer({**client_config(bootstrap_servers), "group.id": group_id})
+    try:
+        stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
+        offsets = {tp.partition: tp.offset for tp in stored}
+        return offsets if all(offset >= 0 for offset in offsets.values()) else None
+    except KafkaException as error:
+        raise PublishError(f"committed offsets cannot be read: {reason(error)}") from error
+    finally:
+        consumer.close()

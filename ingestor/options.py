@@ -1,0 +1,213 @@
+"""The flags that several commands share, and the types of what people type."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor.command_line import set_up_logging
+from ingestor.core.durations import ChunkSize, parse_duration_ms
+from ingestor.core.topics import DEFAULT_PREFIX, Topics
+
+DEFAULT_SELECTOR = '{pod!=""}'
+
+
+class _Typed(click.ParamType):
+    """A click type from a parser that raises ValueError."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION_MS = _Typed("duration", parse_duration_ms)
+CHUNK_SIZE = _Typed("size", ChunkSize.parse)
+
+
+def typed(name: str, parse: Callable[[str], Any]) -> click.ParamType:
+    """Return a click type from a parser that raises ValueError."""
+    return _Typed(name, parse)
+
+
+def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--config FILE``: YAML with a section a command, below the environment and the flags."""
+
+    def load(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
+        if path is None:
+            return
+        import yaml  # noqa: PLC0415 - only who has a file pays for it
+
+        try:
+            content = yaml.safe_load(path.read_text())
+        except (OSError, yaml.YAMLError) as error:
+            raise click.BadParameter(f"{path} cannot be read: {error}") from error
+        group = ctx.command
+        if not isinstance(group, click.Group) or not isinstance(content, dict):
+            raise click.BadParameter(f"{path} must hold one section a command")
+        ctx.default_map = {command: _flags(group, command, section, path) for command, section in content.items()}
+
+    return click.option(
+        "--config",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        callback=load,
+        is_eager=True,
+        expose_value=False,
+        help="YAML with a section a command, its keys the flags' names. Flags and environment win.",
+    )(function)
+
+
+def _flags(group: click.Group, command: str, section: Any, path: Path) -> dict[str, Any]:
+    known = {p.name for p in group.commands[command].params} if command in group.commands else None
+    if known is None:
+        raise click.BadParameter(f"{path}: {command!r} is none of the commands {', '.join(group.commands)}")
+    flags = {str(key).replace("-", "_"): value for key, value in (section or {}).items()}
+    if unknown := sorted(flags.keys() - known):
+        raise click.BadParameter(
+            f"{path}: {command} has no setting {', '.join(unknown)}; it has {', '.join(sorted(str(k) for k in known))}"
+        )
+    return flags
+
+
+def logging_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--log-level``."""
+
+    def set_up(_: click.Context, __: click.Parameter, level: str) -> None:
+        set_up_logging(level)
+
+    return click.option(
+        "--log-level",
+        type=click.Choice(["debug", "info", "warning", "error"]),
+        default="info",
+        show_default=True,
+        callback=set_up,
+        expose_value=False,
+        help="What is logged, to standard error.",
+    )(function)
+
+
+def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--bootstrap-servers`` and ``--topic-prefix``."""
+    function = click.option(
+        "--topic-prefix",
+        "topics",
+        type=typed("name", Topics),
+        default=DEFAULT_PREFIX,
+        show_default=True,
+        help="What the topics' names begin with.",
+    )(function)
+    return click.option(
+        "--bootstrap-servers",
+        default="localhost:9092",
+        show_default=True,
+        metavar="HOST:PORT[,…]",
+        help="The Kafka cluster.",
+    )(function)
+
+
+def _regular_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from error
+    return text
+
+
+def _selector(text: str) -> Any:
+    from ingestor.selector import Selector  # noqa: PLC0415
+
+    return Selector.parse(text)
+
+
+def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what is read, and how Prometheus is asked."""
+    options: list[Callable[..., Any]] = [
+        click.option("--url", required=True, metavar="URL", help="Prometheus, like http://127.0.0.1:9090."),
+        click.option(
+            "--match",
+            "selector",
+            type=typed("selector", _selector),
+            default=DEFAULT_SELECTOR,
+            show_default=True,
+            help="Which series to read; series without a pod label are left out.",
+        ),
+        click.option(
+            "--include",
+            multiple=True,
+            type=typed("regex", _regular_expression),
+            help="Only metrics whose whole name matches; repeatable.",
+        ),
+        click.option(
+            "--exclude",
+            multiple=True,
+            type=typed("regex", _regular_expression),
+            help="No metrics whose whole name matches; repeatable.",
+        ),
+        click.option(
+            "--preset",
+            type=click.Choice(["kubernetes", "none"]),
+            default="kubernetes",
+            show_default=True,
+            help="Make the series of cAdvisor and kube-state-metrics mean what people think.",
+        ),
+        click.option(
+            "--settle",
+            "settle_ms",
+            type=DURATION_MS,
+            default="30s",
+            show_default=True,
+            help="Stay so far behind the backend's now, so that late scrapes are in.",
+        ),
+        click.option(
+            "--max-samples-per-second",
+            type=click.FloatRange(min=1),
+            help="Protect a busy Prometheus; no limit by default.",
+        ),
+        click.option(
+            "--concurrency",
+            type=click.IntRange(1, 64),
+            default=4,
+            show_default=True,
+            help="Requests at once.",
+        ),
+        click.option(
+            "--partitions",
+            type=click.IntRange(1, 1024),
+            help="Of topics that are made: the most workers you will want. [default: 8, or as they are]",
+        ),
+        click.option(
+            "--request-timeout",
+            "timeout_ms",
+            type=DURATION_MS,
+            default="2m",
+            show_default=True,
+            help="Ask for less when an answer takes longer.",
+        ),
+        click.option("--bearer-token-file", type=click.Path(path_type=Path), help="Read anew for each request."),
+        click.option("--basic-auth-file", type=click.Path(path_type=Path), help="One line, user:password."),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, for machines.")
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be read, and exit.")
+
+start_option = click.option(
+    "--start", required=True, metavar="TIME", help="RFC 3339, Unix seconds, or a duration ago like 10d."
+)
+
+end_option = click.option("--end", default="now", show_default=True, metavar="TIME", help="The same, or now.")

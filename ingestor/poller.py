@@ -1,0 +1,373 @@
+"""The loop of one job: range due -> fetch -> pack -> publish, with the next range fetched meanwhile."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import tenacity
+from confluent_kafka.admin import AdminClient
+
+from ingestor import presets, schedule
+from ingestor.catalogue import Catalogue
+from ingestor.core.durations import ChunkSize, parse_time
+from ingestor.core.errors import ConfigError, PublishError, SourceUnavailable, TooManySamples
+from ingestor.core.time_range import TimeRange, floor_ms, iso
+from ingestor.core.topics import Topics
+from ingestor.kafka import connect, ensure_topics
+from ingestor.packing import FetchedSeries, PackedRange, pack
+from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
+from ingestor.publisher import Publisher
+from ingestor.selector import Selector
+from ingestor.sources.base import SeriesBlock, Source
+from ingestor.throttle import Throttle
+from ingestor.workloads import service_of
+
+log = logging.getLogger(__name__)
+
+_HOUR_MS = 3_600_000
+_SHORTEST_SPLIT_MS = 1_000
+_BACKFILL_PATIENCE_S = 600.0
+"""A backfill gives up when the backend has not answered a request for so long; a live poller never does."""
+
+_PUBLISH_ATTEMPTS = 10
+"""A backfill gives up after so many failures of Kafka; a live poller never does."""
+
+
+@dataclass(frozen=True, slots=True)
+class PollerSettings:
+    """What to read, from where, and how gently."""
+
+    bootstrap_servers: str
+    topics: Topics
+    selector: Selector
+    start: str
+    end: str | None
+    """None: no end, poll on for good."""
+    url: str = ""
+    """As typed: part of a backfill's name."""
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    preset: str = "kubernetes"
+    partitions: int | None = None
+    settle_ms: int = 30_000
+    """Stay so far behind the backend's now; two 15 s scrapes have then landed."""
+    poll_interval_ms: int = 15_000
+    align: ChunkSize | None = None
+    """What relative times are floored to; None: the hour."""
+    max_samples_per_second: float | None = None
+    concurrency: int = 4
+
+    @property
+    def job(self) -> str:
+        if self.end is None:
+            return LIVE_JOB
+        return job_name(self.arguments)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What makes a backfill the same backfill."""
+        return {
+            "url": self.url,
+            "start": self.start,
+            "end": self.end,
+            "match": str(self.selector),
+            "include": list(self.include),
+            "exclude": list(self.exclude),
+            "preset": self.preset,
+            "align": str(self.align) if self.align else None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One published range, and how far the job is."""
+
+    job: str
+    time_range: TimeRange
+    job_range: TimeRange | None
+    samples: int
+    series: int
+    size_bytes: int
+    total_samples: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "event": "range",
+            "job": self.job,
+            "start": iso(self.time_range.start_ms),
+            "end": iso(self.time_range.end_ms),
+            "start_ms": self.time_range.start_ms,
+            "end_ms": self.time_range.end_ms,
+            "job_start_ms": self.job_range and self.job_range.start_ms,
+            "job_end_ms": self.job_range and self.job_range.end_ms,
+            "samples": self.samples,
+            "series": self.series,
+            "bytes": self.size_bytes,
+            "total_samples": self.total_samples,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+@dataclass(slots=True)
+class Poller:
+    """One job from a source to Kafka.
+
+    Args:
+        settings: what to read.
+        source: where from.
+        on_progress: called after every published range.
+        stop: set it to end after the range that is being published.
+    """
+
+    settings: PollerSettings
+    source: Source
+    on_progress: Callable[[Progress], None] = lambda _: None
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> Position:
+        """Publish until the job's end (or *stop*); return where it stands.
+
+        Raises:
+            ConfigError: nothing can be read as asked; nothing was published.
+            IngestorError: gave up; the same command goes on from the last published range.
+        """
+        admin = connect(self.settings.bootstrap_servers)
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(PublishError),
+            wait=_wait_s,
+            stop=tenacity.stop_when_event_set(self.stop)
+            | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
+            sleep=tenacity.sleep_using_event(self.stop),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        return retrying(self._run_once, admin)
+
+    def plan(self) -> str:
+        """Return in words what the first run of this command would read; nothing is published.
+
+        Raises:
+            ConfigError: nothing can be read as asked.
+        """
+        position = self._first_position(partitions=1)
+        end_ms = position.end_ms or floor_ms(self.source.now_ms() - self.settings.settle_ms, 1000)
+        metrics = self._metrics(TimeRange(position.start_ms, max(end_ms, position.start_ms + 1)))
+        return (
+            f"job {position.job}: {len(metrics)} metrics of {self.settings.selector} from {iso(position.start_ms)} "
+            f"to {iso(end_ms)}{'' if position.end_ms else ', then live'}; "
+            f"about {self._series_near(position):,} series at a time"
+        )
+
+    def _run_once(self, admin: AdminClient) -> Position:
+        settings = self.settings
+        ensured = ensure_topics(admin, settings.topics, settings.partitions)
+        publisher = Publisher(settings.bootstrap_servers, settings.topics, settings.job)
+        publisher.start()
+        stored = read_positions(settings.bootstrap_servers, settings.topics).get(settings.job)
+        position = stored or self._first_position(ensured)
+        if position.partitions != ensured:
+            raise ConfigError(
+                f"the job {position.job} was begun with {position.partitions} partitions, "
+                f"{settings.topics.range_chunks} has {ensured}: a pod must never change its partition; "
+                "choose another --topic-prefix"
+            )
+        if position.ended:
+            log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
+            return position
+        if stored is not None:
+            log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
+        reader = RangeReader(settings, self.source, ensured, self.stop)
+        with ThreadPoolExecutor(1, "next-range") as ahead:
+            return self._publish_ranges(publisher, reader, position, ahead)
+
+    def _first_position(self, partitions: int) -> Position:
+        """Resolve the job's bounds, once; they are stored with the first range."""
+        settings = self.settings
+        clock_ms = self.source.now_ms()
+        now_ms = clock_ms - settings.settle_ms
+        start_ms = self._resolve("--start", settings.start, now_ms)
+        end_ms = None if settings.end is None else self._resolve("--end", settings.end, now_ms)
+        if end_ms is not None and end_ms > clock_ms:
+            raise ConfigError(f"--end {settings.end} is after the backend's now ({iso(clock_ms)}): give --end now")
+        if end_ms is not None and end_ms <= start_ms:
+            raise ConfigError(
+                f"--end {settings.end} ({iso(end_ms)}) is not after --start {settings.start} ({iso(start_ms)})"
+            )
+        if end_ms is None and start_ms > now_ms:
+            start_ms = floor_ms(now_ms, 1000)
+        if end_ms is not None and not self._metrics(TimeRange(start_ms, end_ms)):
+            raise ConfigError(
+                f"no metric matches {settings.selector} between {iso(start_ms)} and {iso(end_ms)}: "
+                "look at --match, --include and --exclude, and at what Prometheus holds for that time"
+            )
+        return Position(settings.job, start_ms, end_ms, start_ms, (0,) * partitions, arguments=settings.arguments)
+
+    def _metrics(self, time_range: TimeRange) -> list[str]:
+        return wanted_metrics(self.settings, self.source.metric_names(self.settings.selector, time_range))
+
+    def _resolve(self, flag: str, text: str, now_ms: int) -> int:
+        try:
+            point = parse_time(text, now_ms)
+        except ValueError as error:
+            raise ConfigError(f"{flag}: {error}") from error
+        if not point.relative:
+            return point.time_ms
+        if self.settings.align is not None:
+            return self.settings.align.floor_ms(point.time_ms)
+        # "now" itself is wanted as it is: flooring it to the hour would hold back up to an hour.
+        return floor_ms(point.time_ms, 1000 if text == "now" else _HOUR_MS)
+
+    def _publish_ranges(
+        self, publisher: Publisher, reader: RangeReader, position: Position, ahead: ThreadPoolExecutor
+    ) -> Position:
+        length_ms = schedule.first_length_ms(self._series_near(position))
+        reading: Future[PackedRange] | None = None
+        due = self._due(position.position_ms, position, length_ms)
+        while not position.ended:
+            if due is None:
+                if self.stop.wait(self._until_due_s(position)):
+                    break
+                due = self._due(position.position_ms, position, length_ms)
+                continue
+            began = time.monotonic()
+            packed = (reading or ahead.submit(reader.read, due)).result()
+            reading = None
+            length_ms = schedule.next_length_ms(length_ms, packed.time_range, packed.samples)
+            due = self._due(packed.time_range.end_ms, position, length_ms)
+            if due is not None and not self.stop.is_set():
+                reading = ahead.submit(reader.read, due)
+            position = publisher.publish(packed, position)
+            self._report(packed, position, time.monotonic() - began)
+            if self.stop.is_set():
+                break
+        return position
+
+    def _series_near(self, position: Position) -> int:
+        """Count series where the job's next range may lie: at its beginning and at its end."""
+        now_ms = self.source.now_ms()
+        instants = {position.position_ms, min(position.end_ms or now_ms, now_ms)}
+        return max(self.source.count_series(self.settings.selector, at_ms) for at_ms in instants)
+
+    def _due(self, from_ms: int, position: Position, length_ms: int) -> TimeRange | None:
+        if position.end_ms is not None:
+            return schedule.due(from_ms, position.end_ms, length_ms)
+        settled_ms = floor_ms(self.source.now_ms() - self.settings.settle_ms, 1000)
+        if settled_ms - from_ms < self.settings.poll_interval_ms:
+            return None
+        return schedule.due(from_ms, settled_ms, length_ms)
+
+    def _until_due_s(self, position: Position) -> float:
+        """Return how long to wait; the backend's clock decides, ours only paces."""
+        settled_ms = self.source.now_ms() - self.settings.settle_ms
+        return max(position.position_ms + self.settings.poll_interval_ms - settled_ms, 100) / 1000
+
+    def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:
+        job_range = None if position.end_ms is None else TimeRange(position.start_ms, position.end_ms)
+        self.on_progress(
+            Progress(
+                position.job,
+                packed.time_range,
+                job_range,
+                packed.samples,
+                packed.series,
+                packed.size_bytes,
+                position.samples,
+                seconds,
+            )
+        )
+
+
+class RangeReader:
+    """Reads whole ranges: all metrics, several requests at once, halved where the backend refuses."""
+
+    def __init__(self, settings: PollerSettings, source: Source, partitions: int, stop: threading.Event) -> None:
+        self._settings = settings
+        self._source = source
+        self._partitions = partitions
+        self._stop = stop
+        self._preset = presets.PRESETS[settings.preset]
+        self._catalogue = Catalogue(
+            partitions, self._preset.rewrite, lambda labels: service_of(labels["pod"]), source.metric_types()
+        )
+        self._throttle = Throttle(settings.max_samples_per_second, stop)
+        self._requests = ThreadPoolExecutor(settings.concurrency, "request")
+        patience = tenacity.stop_never if settings.end is None else tenacity.stop_after_delay(_BACKFILL_PATIENCE_S)
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(SourceUnavailable),
+            wait=_wait_s,
+            stop=tenacity.stop_when_event_set(stop) | patience,
+            sleep=tenacity.sleep_using_event(stop),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+
+    def read(self, time_range: TimeRange) -> PackedRange:
+        """Fetch and pack one range.
+
+        Raises:
+            SourceError: the backend cannot give it.
+        """
+        self._catalogue.forget_if_large()
+        names = self._retrying(self._source.metric_names, self._settings.selector, time_range)
+        metrics = wanted_metrics(self._settings, names)
+        fetched: list[FetchedSeries] = []
+        for blocks in self._requests.map(lambda metric: list(self._fetch(metric, time_range)), metrics):
+            fetched += [
+                FetchedSeries(self._catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
+                for block in blocks
+            ]
+        return pack(time_range, self._source.name, fetched, self._catalogue, self._partitions)
+
+    def _fetch(self, metric: str, time_range: TimeRange) -> Iterator[SeriesBlock]:
+        """Yield the metric's samples; where the backend refuses so many, of one half after the other."""
+        selector = self._settings.selector.with_matchers(*self._preset.matchers(metric))
+        try:
+            block = self._retrying(self._source.fetch, selector, metric, time_range)
+        except TooManySamples as error:
+            if time_range.length_ms <= _SHORTEST_SPLIT_MS:
+                raise
+            log.info("query was too large; halving its range", extra={"metric": metric, "error": str(error)})
+            for half in time_range.halves():
+                yield from self._fetch(metric, half)
+            return
+        if block.histograms:
+            log.warning(
+                "native histograms are not supported; their samples are left out",
+                extra={"metric": metric, "samples": block.histograms},
+            )
+        self._throttle.spend(block.samples)
+        yield block
+
+
+def wanted_metrics(settings: PollerSettings, names: list[str]) -> list[str]:
+    """Return the metrics that ``--include`` and ``--exclude`` leave; both match whole names."""
+    include, exclude = ([re.compile(p) for p in patterns] for patterns in (settings.include, settings.exclude))
+    return [
+        name
+        for name in names
+        if (not include or any(p.fullmatch(name) for p in include)) and not any(p.fullmatch(name) for p in exclude)
+    ]
+
+
+_backoff_s = tenacity.wait_exponential_jitter(initial=0.5, max=30.0)
+
+
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    """Return the exponential wait, or as long as the backend asked for."""
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
+    return max(_backoff_s(state), asked_s or 0.0)
+
+
+def _log_retry(state: tenacity.RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    log.warning("trying again", extra={"error": str(error), "in_s": round(wait_s, 1)})

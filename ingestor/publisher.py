@@ -1,0 +1,91 @@
+"""Range chunks, markers and the new position, in one Kafka transaction a range."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from confluent_kafka import KafkaException, Producer
+
+from ingestor.core import wire
+from ingestor.core.errors import Fenced, PublishError
+from ingestor.core.time_range import TimeRange
+from ingestor.core.topics import Topics
+from ingestor.kafka import client_config, reason
+from ingestor.packing import PackedRange
+from ingestor.positions import Position
+
+_TIMEOUT_S = 30.0
+_TRANSACTION_TIMEOUT_MS = 30_000
+"""An open transaction holds every reader back; one begins only when its range is encoded."""
+
+MAX_MESSAGE_BYTES = 1_000_000
+
+_REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED"}
+
+
+class Publisher:
+    """The writing side of one job.
+
+    Args:
+        bootstrap_servers: the cluster.
+        topics: where to write.
+        job: names the transactional id: a second poller of the job fences this one.
+    """
+
+    def __init__(self, bootstrap_servers: str, topics: Topics, job: str) -> None:
+        self._topics = topics
+        self._job = job
+        self._producer = Producer(
+            {
+                **client_config(bootstrap_servers),
+                "transactional.id": f"{topics.prefix}.poller.{job}",
+                "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                "linger.ms": 5,
+                "message.max.bytes": MAX_MESSAGE_BYTES,
+                "queue.buffering.max.kbytes": 1_048_576,
+            }
+        )
+
+    def start(self) -> None:
+        """End what a crashed predecessor left open, and fence it if it still runs.
+
+        Read the position after this, not before: the predecessor may have moved it.
+        """
+        try:
+            self._producer.init_transactions(_TIMEOUT_S)
+        except KafkaException as error:
+            raise PublishError(f"Kafka gives no transactions: {reason(error)}") from error
+
+    def publish(self, packed: PackedRange, position: Position) -> Position:
+        """Write one range, and with the last one the job's end; return the new position.
+
+        Raises:
+            Fenced: another poller of this job has taken over.
+            PublishError: the range was not committed; start again from the stored position.
+        """
+        moved = position.moved(packed.time_range, packed.samples, [len(chunks) for chunks in packed.partitions])
+
+        def write() -> None:
+            for partition, chunks in enumerate(packed.partitions):
+                messages = [("chunk", packed.time_range, value) for value in chunks]
+                messages.append(("marker", packed.time_range, b""))
+                if moved.ended:
+                    messages.append(("end", TimeRange(position.start_ms, packed.time_range.end_ms), b""))
+                for sequence, (kind, time_range, value) in enumerate(messages, position.sequences[partition]):
+                    headers = wire.headers(kind, position.job, time_range, sequence, packed.source)
+                    self._producer.produce(self._topics.range_chunks, value, None, partition, headers=dict(headers))
+            self._producer.produce(self._topics.positions, moved.to_json(), position.job.encode(), 0)
+
+        self._in_transaction(write)
+        return moved
+
+    def _in_transaction(self, write: Callable[[], None]) -> None:
+        try:
+            self._producer.begin_transaction()
+            write()
+            self._producer.commit_transaction(_TIMEOUT_S)
+        except (KafkaException, BufferError) as error:
+            cause = error.args[0] if isinstance(error, KafkaException) else None
+            if cause is not None and cause.name() in _REPLACED:
+                raise Fenced(f"another poller of the job {self._job} has taken over: this one ends") from error
+            raise PublishError(f"a range was not committed: {error if cause is None else cause.str()}") from error

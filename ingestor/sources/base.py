@@ -1,0 +1,133 @@
+"""What every way of reading samples gives, and the tidying that all of them share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ingestor.core.chunk import Float64Array, Int64Array
+from ingestor.core.time_range import TimeRange
+from ingestor.selector import Selector
+
+BoolArray = npt.NDArray[np.bool_]
+
+STALE_MARKER_BITS = 0x7FF0_0000_0000_0002
+"""The one NaN with which Prometheus says "this series has ended": never a sample.
+
+Source: prometheus/prometheus model/value/value.go, StaleNaN.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class SeriesBlock:
+    """Samples of many series of one metric, as columns.
+
+    Series i has the samples ``offsets[i]:offsets[i + 1]``, in strictly rising time order.
+    """
+
+    label_sets: list[bytes]
+    """Each series' labels: the JSON object's bytes as the backend sent them.
+
+    They are compared and cached as bytes, so one label set is parsed once in a poller's life.
+    """
+    offsets: Int64Array
+    """Shape (series + 1,), from 0 to the number of samples."""
+    timestamps_ms: Int64Array
+    """Shape (samples,), Unix milliseconds."""
+    values: Float64Array
+    """Shape (samples,); a NaN is a value that the pod reported, never a stale marker."""
+    histograms: int = 0
+    """Native histogram samples that the answer held too, and that are not read."""
+
+    def __len__(self) -> int:
+        return len(self.label_sets)
+
+    @property
+    def samples(self) -> int:
+        return len(self.timestamps_ms)
+
+
+class Source(Protocol):
+    """One backend, read one way. All methods may be called from several threads at once.
+
+    Each raises a ``SourceError`` whose class says what helps: waiting (`SourceUnavailable`),
+    asking for less (`TooManySamples`), or nothing (`QueryRejected`); a `ConfigError` where
+    the URL or the credentials are wrong.
+    """
+
+    @property
+    def name(self) -> str:
+        """How samples are read, as the chunks' headers say it."""
+
+    def now_ms(self) -> int:
+        """Return the backend's clock, Unix milliseconds."""
+
+    def metric_names(self, selector: Selector, time_range: TimeRange) -> list[str]:
+        """Return the sorted names of the metrics that *selector* may find in *time_range*.
+
+        A name too many is possible (backends look into whole blocks), one too few is not.
+        """
+
+    def count_series(self, selector: Selector, at_ms: int) -> int:
+        """Return how many series *selector* finds at one instant (with the backend's look-back)."""
+
+    def metric_types(self) -> dict[str, str]:
+        """Return the type of each metric as the backend spells it; empty if it does not know."""
+
+    def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
+        """Return every sample of *metric* in [start, end) once; series without samples are left out."""
+
+
+def tidy(block: SeriesBlock, time_range: TimeRange) -> SeriesBlock:
+    """Return what a `Source` promises: samples in [start, end), no stale markers, strictly rising.
+
+    Of samples with the same series and timestamp the first is kept. Series that are
+    left without samples go. A block that is tidy already is returned as it is.
+    """
+    inside = (block.timestamps_ms >= time_range.start_ms) & (block.timestamps_ms < time_range.end_ms)
+    # The query API writes every NaN as "NaN", so only binary protocols bring stale markers.
+    inside &= block.values.view(np.int64) != STALE_MARKER_BITS
+    if not inside.all():
+        block = _keep(block, inside)
+    if not _is_rising(block):
+        block = _keep(*_sorted_with_firsts(block))
+    return _without_empty_series(block)
+
+
+def _keep(block: SeriesBlock, kept: BoolArray) -> SeriesBlock:
+    before = np.zeros(len(kept) + 1, np.int64)
+    np.cumsum(kept, out=before[1:])
+    return SeriesBlock(
+        block.label_sets, before[block.offsets], block.timestamps_ms[kept], block.values[kept], block.histograms
+    )
+
+
+def _is_rising(block: SeriesBlock) -> bool:
+    rising = np.diff(block.timestamps_ms) > 0
+    edges = block.offsets[1:-1]
+    rising[edges[(edges > 0) & (edges < block.samples)] - 1] = True
+    return bool(rising.all())
+
+
+def _sorted_with_firsts(block: SeriesBlock) -> tuple[SeriesBlock, BoolArray]:
+    series = np.repeat(np.arange(len(block)), np.diff(block.offsets))
+    # lexsort is stable: among equal timestamps the order of arrival stays.
+    order = np.lexsort((block.timestamps_ms, series))
+    timestamps_ms = block.timestamps_ms[order]
+    first = np.ones(len(order), np.bool_)
+    first[1:] = (np.diff(timestamps_ms) != 0) | (np.diff(series) != 0)
+    return SeriesBlock(block.label_sets, block.offsets, timestamps_ms, block.values[order], block.histograms), first
+
+
+def _without_empty_series(block: SeriesBlock) -> SeriesBlock:
+    lengths = np.diff(block.offsets)
+    if lengths.all():
+        return block
+    kept = np.flatnonzero(lengths)
+    offsets = np.concatenate((block.offsets[kept], block.offsets[-1:]))
+    return SeriesBlock(
+        [block.label_sets[i] for i in kept], offsets, block.timestamps_ms, block.values, block.histograms
+    )

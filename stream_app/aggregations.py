@@ -1,0 +1,208 @@
+"""The numba kernels, and what each method does with the samples of a window.
+
+Every kernel works on whole columns and releases the GIL. *Runs* are maximal
+stretches of one series' samples inside one window: run i is ``starts[i]:starts[i + 1]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def _compiled(function: _Function) -> _Function:
+    """Compile at the first call, keep the machine code on disk, run without the GIL."""
+    return cast(_Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+@_compiled
+def window_runs(
+    offsets: Int64Array, timestamps_ms: Int64Array, edges_ms: Int64Array
+) -> tuple[Int32Array, Int32Array, Int64Array]:
+    """Cut each row's samples where windows end.
+
+    Args:
+        offsets: shape (rows + 1,); row i has samples ``offsets[i]:offsets[i + 1]``, in time order.
+        timestamps_ms: all rows' samples.
+        edges_ms: window w is [edges[w], edges[w + 1]); every sample lies in one.
+
+    Returns:
+        Row and window of each run, shape (runs,), and starts, shape (runs + 1,).
+    """
+    rows = len(offsets) - 1
+    capacity = offsets[rows] - offsets[0] if rows > 0 else 0
+    row_of, window_of = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    starts = np.empty(capacity + 1, np.int64)
+    runs = 0
+    for row in range(rows):
+        end = -(2**62)
+        for i in range(offsets[row], offsets[row + 1]):
+            if timestamps_ms[i] >= end:
+                window = np.searchsorted(edges_ms, timestamps_ms[i], side="right") - 1
+                end = edges_ms[window + 1]
+                row_of[runs], window_of[runs], starts[runs] = row, window, i
+                runs += 1
+    starts[runs] = offsets[rows] if rows > 0 else 0
+    return row_of[:runs].copy(), window_of[:runs].copy(), starts[: runs + 1].copy()
+
+
+@_compiled
+def add_exactly(high: float, low: float, value: float) -> tuple[float, float]:
+    """Add *value* to the double-double number *high* + *low*.
+
+    Source: TwoSum, Knuth, The Art of Computer Programming vol. 2, 4.2.2;
+    double-double accumulation, Hida, Li and Bailey, 2001.
+    """
+    total = high + value
+    if not np.isfinite(total):
+        return total, 0.0
+    part = total - high
+    low += (high - (total - part)) + (value - part)
+    high = total + low
+    return high, low - (high - total)
+
+
+@_compiled
+def sum_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return each run's sum as double-double numbers: high and low parts, shape (runs,)."""
+    runs = len(starts) - 1
+    highs, lows = np.empty(runs), np.empty(runs)
+    for run in range(runs):
+        high, low = 0.0, 0.0
+        for i in range(starts[run], starts[run + 1]):
+            high, low = add_exactly(high, low, values[i])
+        highs[run], lows[run] = high, low
+    return highs, lows
+
+
+@_compiled
+def sum_pairs(
+    order: Int64Array, starts: Int64Array, highs: Float64Array, lows: Float64Array
+) -> tuple[Float64Array, Float64Array]:
+    """Add up double-double numbers: group g is ``order[starts[g]:starts[g + 1]]``."""
+    groups = len(starts) - 1
+    out_highs, out_lows = np.empty(groups), np.empty(groups)
+    for group in range(groups):
+        high, low = 0.0, 0.0
+        for i in range(starts[group], starts[group + 1]):
+            high, low = add_exactly(high, low, highs[order[i]])
+            if np.isfinite(high):
+                high, low = add_exactly(high, low, lows[order[i]])
+        out_highs[group], out_lows[group] = high, low
+    return out_highs, out_lows
+
+
+@_compiled
+def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int64Array:
+    """Add up *counts* over each group ``order[starts[g]:starts[g + 1]]``."""
+    out = np.zeros(len(starts) - 1, np.int64)
+    for group in range(len(starts) - 1):
+        for i in range(starts[group], starts[group + 1]):
+            out[group] += counts[order[i]]
+    return out
+
+
+@_compiled
+def gather_runs(values: Float64Array, begins: Int64Array, counts: Int64Array, order: Int64Array) -> Float64Array:
+    """Lay the runs ``values[begins[r]:begins[r] + counts[r]]`` one behind the other, in *order*."""
+    total = 0
+    for run in order:
+        total += counts[run]
+    out = np.empty(total)
+    at = 0
+    for run in order:
+        begin = begins[run]
+        for i in range(begin, begin + counts[run]):
+            out[at] = values[i]
+            at += 1
+    return out
+
+
+@_compiled
+def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
+    """Return each run's median (the mean of the middle two of an even number); NaN where a sample is NaN.
+
+    Sorts *values* within the runs.
+    """
+    runs = len(starts) - 1
+    out = np.empty(runs)
+    for run in range(runs):
+        part = values[starts[run] : starts[run + 1]]
+        _sort(part)
+        n = len(part)
+        if np.isnan(part[n - 1]):
+            out[run] = np.nan
+        elif n % 2:
+            out[run] = part[n // 2]
+        else:
+            a, b = part[n // 2 - 1], part[n // 2]
+            # Halves first only where the sum would overflow: they lose bits of tiny numbers.
+            middle = (a + b) / 2
+            out[run] = a / 2 + b / 2 if np.isinf(middle) and np.isfinite(a) and np.isfinite(b) else middle
+    return out
+
+
+@_compiled
+def _sort(part: Float64Array) -> None:
+    """Sort in place, NaN last. Windows are small: insertion beats the general sort below 32 values."""
+    n = len(part)
+    if n > 32:
+        part.sort()
+        return
+    for i in range(1, n):
+        value = part[i]
+        j = i - 1
+        while j >= 0 and (part[j] > value or (np.isnan(part[j]) and not np.isnan(value))):
+            part[j + 1] = part[j]
+            j -= 1
+        part[j + 1] = value
+
+
+@_compiled
+def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Array:
+    """Return *order* sorted stably by ``keys[order]``, which lie in [0, buckets).
+
+    One pass of a radix sort: applied from the least to the most significant key,
+    n entries are in order after O(n) steps.
+    """
+    at = np.zeros(buckets + 1, np.int64)
+    for i in order:
+        at[keys[i] + 1] += 1
+    for bucket in range(buckets):
+        at[bucket + 1] += at[bucket]
+    out = np.empty_like(order)
+    for i in order:
+        out[at[keys[i]]] = i
+        at[keys[i]] += 1
+    return out
+
+
+def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -> Float64Array:
+    """Divide double-double sums by counts, and correct the quotient by its remainder.
+
+    Source: Dekker's division, A Floating-Point Technique for Extending the Available Precision, 1971.
+    """
+    n = counts.astype(np.float64)
+    with np.errstate(all="ignore"):
+        quotient = highs / n
+        # The product quotient * n in two parts (Veltkamp's split), so that the remainder is exact.
+        split = quotient * 134_217_729.0
+        q_high = split - (split - quotient)
+        q_low = quotient - q_high
+        n_split = n * 134_217_729.0
+        n_high = n_split - (n_split - n)
+        n_low = n - n_high
+        product = quotient * n
+        error = ((q_high * n_high - product) + q_high * n_low + q_low * n_high) + q_low * n_low
+        corrected = quotient + ((highs - product) - error + lows) / n
+    return np.where(np.isfinite(corrected), corrected, quotient)

@@ -1,0 +1,185 @@
+"""The Faust app: membership, assignment and fetching are Faust's; the work is the pipeline's."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import faust
+
+from ingestor.command_line import fail
+from ingestor.core import wire
+from ingestor.core.errors import IngestorError, MalformedMessage
+from stream_app.faust_transport import Transport, group_metadata
+from stream_app.pipeline import Emission, Pipeline, View
+from stream_app.transactions import Superseded, Transactions
+
+log = logging.getLogger(__name__)
+
+_STOP_TIMEOUT_S = 20.0
+
+_COMMIT_EVERY = 200
+"""Commit after so many messages even when they close no window: a restart then replays no more than it must."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    bootstrap_servers: str
+    view: View
+    slot: int | None = None
+    web_host: str = "127.0.0.1"
+    web_port: int | None = None
+    """None: no web server."""
+
+
+class Worker:
+    """One Faust worker of a view."""
+
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._view = settings.view
+        self._transactions = Transactions(
+            settings.bootstrap_servers, self._view.topics.range_chunks, self._view.group_id, settings.slot
+        )
+        self._pipelines: dict[int, Pipeline] = {}
+        # One producer has one transaction at a time, so one message is handled at a time.
+        self._lock = asyncio.Lock()
+        self.app = self._faust_app(settings)
+
+    async def run(self, on_ready: Callable[[], None]) -> None:
+        """Work until SIGTERM or SIGINT.
+
+        Raises:
+            IngestorError: something failed; nothing half-done was committed.
+        """
+        await asyncio.to_thread(self._transactions.start)
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await self.app.start()
+        on_ready()
+        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        crash = self.app.crash_reason
+        if crash is None:
+            async with asyncio.timeout(_STOP_TIMEOUT_S):
+                # A transaction that has begun is ended first.
+                await self._lock.acquire()
+                await self.app.stop()
+        if crash is not None:
+            raise crash
+
+    def _faust_app(self, settings: WorkerSettings) -> faust.App:
+        app = faust.App(
+            self._view.group_id,
+            broker=[f"kafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
+            store="memory://",
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            web_enabled=settings.web_port is not None,
+            web_bind=settings.web_host,
+            web_host=settings.web_host,
+            web_port=settings.web_port or 6066,
+            # Without it stopping waits for the stream to run empty, which a live one never does.
+            stream_wait_empty=False,
+            stream_buffer_maxsize=16,
+            consumer_max_fetch_size=4 * 1024 * 1024,
+            # Zero standbys: Faust's assignor gives way to plain round-robin.
+            table_standby_replicas=0,
+            broker_heartbeat_interval=1.0,
+            broker_session_timeout=10.0,
+            # An idle standby would else leave the group for good.
+            broker_max_poll_interval=1e6,
+        )
+        app.transport = Transport(app.conf.broker_consumer, app)
+        chunks = app.topic(
+            self._view.topics.range_chunks,
+            key_type=bytes,
+            value_type=bytes,
+            key_serializer="raw",
+            value_serializer="raw",
+            # Faust commits past un-acked messages; offsets are committed in our transactions only.
+            acks=False,
+        )
+
+        @app.agent(chunks, name="windows")
+        async def windows(stream: faust.StreamT[bytes]) -> None:
+            async for event in stream.events():
+                try:
+                    async with self._lock:
+                        await self._handle(event.message)
+                except Exception as error:  # noqa: BLE001 - a failed agent restarts behind the message and loses it
+                    await app.crash(error)
+                    return
+
+        @app.on_partitions_revoked.connect
+        async def forget(*_: object, **__: object) -> None:
+            # Rebalances are eager: every partition is delivered again from its commit.
+            async with self._lock:
+                self._pipelines.clear()
+
+        return app
+
+    async def _handle(self, message: faust.types.Message) -> None:
+        # A message of an earlier assignment can still come out of the buffer.
+        if message.generation_id != self.app.consumer_generation_id:
+            return
+        pipeline = self._pipelines.get(message.partition)
+        if pipeline is None:
+            offset, metadata = await asyncio.to_thread(self._transactions.committed, message.partition)
+            pipeline = self._pipelines[message.partition] = Pipeline(self._view, offset, metadata)
+        if message.offset < pipeline.next_offset:
+            return
+        emissions = await asyncio.to_thread(_decode_and_feed, pipeline, message)
+        if not emissions and pipeline.low - pipeline.committed >= _COMMIT_EVERY:
+            emissions = [pipeline.idle_emission()]
+        for emission in emissions:
+            if not await self._write(message, pipeline, emission):
+                return
+
+    async def _write(self, message: faust.types.Message, pipeline: Pipeline, emission: Emission) -> bool:
+        if not emission.outputs and not emission.final and emission.offset - pipeline.committed < _COMMIT_EVERY:
+            return True
+        membership = group_metadata(self.app, message.generation_id or 0)
+        try:
+            await asyncio.to_thread(self._transactions.write, message.partition, emission, membership)
+        except Superseded:
+            self._pipelines.pop(message.partition, None)
+            return False
+        pipeline.committed = emission.offset
+        log.info(
+            "windows emitted",
+            extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
+        )
+        return True
+
+
+def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:
+    headers: Any = message.headers
+    try:
+        item = wire.decode(headers, message.value)
+    except MalformedMessage as error:
+        raise MalformedMessage(
+            f"{message.topic} partition {message.partition} offset {message.offset}: {error}"
+        ) from error
+    return pipeline.feed(message.offset, item)
+
+
+async def run_worker(settings: WorkerSettings, on_ready: Callable[[], None]) -> NoReturn:
+    """Run one worker until it is told to stop, then end the process: 0 when told, else the error's exit code."""
+    code = 0
+    try:
+        await Worker(settings).run(on_ready)
+    except IngestorError as error:
+        fail(error)
+        code = error.exit_code
+    except Exception:
+        log.critical("the worker failed; nothing half-done was committed", exc_info=True)
+        code = 1
+    logging.shutdown()
+    # A thread that is stuck in librdkafka must not hold the process.
+    os._exit(code)

@@ -1,0 +1,257 @@
+"""The console script ``stream-app``: the only place that wires the stream app's objects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
+from ingestor.options import (
+    CHUNK_SIZE,
+    config_option,
+    end_option,
+    json_option,
+    kafka_options,
+    logging_option,
+    source_options,
+    start_option,
+)
+
+if TYPE_CHECKING:
+    # Imported where used: --help must not wait for Faust, numba and pyarrow.
+    from stream_app.pipeline import View
+
+log = logging.getLogger(__name__)
+
+METHODS = ("sum", "mean", "median")
+OVER_TIME = ("pooled", "last")
+GROUP_BY = ("pod", "service")
+DEFAULT_WEB_PORT = 6066
+
+
+@click.group(cls=SpelledGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="podstream")
+@config_option
+def cli() -> None:
+    """Window the metrics of Kubernetes pods, and write them to files.
+
+    Every flag can also be an environment variable (STREAM_APP_WORKER_METHOD=mean)
+    or a key in a YAML file (--config).
+    """
+
+
+def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what is made of the samples."""
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "--chunk-size",
+            type=CHUNK_SIZE,
+            default="1m",
+            show_default=True,
+            help="The length of a window: 30s, 1t or 1m (a minute), 1h, 1d, 1w, 1mo (a month), 1y.",
+        ),
+        click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            default="mean",
+            show_default=True,
+            help="What is made of a window's samples.",
+        ),
+        click.option(
+            "--over-time",
+            type=click.Choice(OVER_TIME),
+            default="pooled",
+            show_default=True,
+            help="pooled: all samples count; last: only each series' last one in the window.",
+        ),
+        group_by_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+group_by_option = click.option(
+    "--group-by",
+    type=click.Choice(GROUP_BY),
+    multiple=True,
+    default=("pod",),
+    show_default=True,
+    help="A record a pod or a record a service; repeat it for both.",
+)
+
+storage_option = click.option(
+    "--storage",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    help="The folder that the files are written to.",
+)
+
+format_option = click.option(
+    "--format", "file_format", type=click.Choice(["csv"]), default="csv", show_default=True, help="The files' format."
+)
+
+
+@cli.command()
+@view_options
+@click.option(
+    "--slot",
+    type=click.IntRange(min=0),
+    envvar="STREAM_APP_SLOT",
+    help="Names this worker among those of its view, so that after a crash it goes on at once.",
+)
+@click.option(
+    "--web-port",
+    type=click.IntRange(0, 65535),
+    default=DEFAULT_WEB_PORT,
+    show_default=True,
+    help="Faust's own status pages, on 127.0.0.1; 0: none.",
+)
+@kafka_options
+@click.option("--partitions", type=click.IntRange(1, 1024), help="Of topics that are made. [default: 8]")
+@logging_option
+def worker(**flags: Any) -> None:
+    """Run one Faust worker for good; start as many as there are partitions."""
+    from ingestor.kafka import connect, ensure_topics  # noqa: PLC0415
+    from stream_app.app import WorkerSettings, run_worker  # noqa: PLC0415
+
+    view = _view(flags)
+    port = _free_web_port(flags["web_port"])
+    ensure_topics(connect(flags["bootstrap_servers"]), view.topics, flags["partitions"])
+    settings = WorkerSettings(flags["bootstrap_servers"], view, slot=flags["slot"], web_port=port)
+    click.echo(f"{view.in_words()}: {view.topics.range_chunks} -> {view.sinks_in_words()}", err=True)
+    asyncio.run(
+        run_worker(settings, lambda: log.info("worker is ready", extra={"group": view.group_id, "web_port": port}))
+    )
+
+
+@cli.command()
+@storage_option
+@format_option
+@group_by_option
+@click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
+@click.option("--method", help="Take records of this method only, where there are several.")
+@click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
+@kafka_options
+@json_option
+@logging_option
+def files(**flags: Any) -> None:
+    """Write one file a service from the sink topics, for good."""
+    import orjson  # noqa: PLC0415
+
+    from stream_app.files import FilesProgress, FilesSettings, run_files  # noqa: PLC0415
+
+    settings = FilesSettings(
+        bootstrap_servers=flags["bootstrap_servers"],
+        topics=flags["topics"],
+        storage=flags["storage"],
+        group_by=flags["group_by"],
+        chunk_size=str(flags["chunk_size"]) if flags["chunk_size"] else None,
+        method=flags["method"],
+        until_idle=flags["until_idle"],
+    )
+    stop = stop_on_signals()
+
+    def show(progress: FilesProgress) -> None:
+        fields = {"rows": progress.rows, "files": progress.files, "behind": progress.behind}
+        if flags["as_json"]:
+            click.echo(orjson.dumps({"event": "written", **fields}))
+        else:
+            log.info("rows written", extra=fields)
+
+    total = run_files(settings, stop, show)
+    click.echo(f"{settings.storage}: {total.rows:,} rows written, {total.files:,} files", err=True)
+
+
+@cli.command()
+@start_option
+@end_option
+@view_options
+@storage_option
+@format_option
+@click.option("--overwrite", is_flag=True, help="Replace the dataset that the storage holds.")
+@source_options
+@click.option(
+    "--bootstrap-servers",
+    metavar="HOST:PORT[,…]",
+    help="A Kafka cluster to use, under topics of its own. [default: a local broker, for as long as this runs]",
+)
+@json_option
+@logging_option
+def dataset(**flags: Any) -> None:
+    """Write the files of [START, END), all in one command, and exit.
+
+    Runs a broker (unless one is given), a poller, a worker and the file sink.
+    The same command again goes on after a crash.
+    """
+    from stream_app.dataset import DatasetSettings, run_dataset  # noqa: PLC0415
+
+    flags.pop("file_format")
+    as_json, overwrite = flags.pop("as_json"), flags.pop("overwrite")
+    view = _view({**flags, "topics": None})
+    settings = DatasetSettings(
+        view=view,
+        storage=flags["storage"],
+        bootstrap_servers=flags["bootstrap_servers"],
+        poller_arguments=_poller_arguments(flags),
+        partitions=flags["partitions"],
+        overwrite=overwrite,
+    )
+    stop = stop_on_signals()
+    if not run_dataset(settings, stop, presence(as_json=as_json)):
+        click.echo("stopped: the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _poller_arguments(flags: dict[str, Any]) -> list[str]:
+    """Write the poller's share of the flags as its command line has them."""
+    arguments = [
+        *("--url", flags["url"], "--start", flags["start"], "--end", flags["end"]),
+        *("--align", str(flags["chunk_size"]), "--match", str(flags["selector"]), "--preset", flags["preset"]),
+        *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
+        *("--request-timeout", f"{flags['timeout_ms']}ms"),
+    ]
+    for name in ("include", "exclude"):
+        for pattern in flags[name]:
+            arguments += [f"--{name}", pattern]
+    for name in ("max_samples_per_second", "bearer_token_file", "basic_auth_file"):
+        if flags[name] is not None:
+            arguments += [f"--{name.replace('_', '-')}", str(flags[name])]
+    return arguments
+
+
+def _view(flags: dict[str, Any]) -> View:
+    from ingestor.core.topics import Topics  # noqa: PLC0415
+    from stream_app.pipeline import View  # noqa: PLC0415
+
+    group_by: Any = tuple(name for name in GROUP_BY if name in flags["group_by"])
+    return View(flags["chunk_size"], flags["method"], flags["over_time"], group_by, flags["topics"] or Topics())
+
+
+def _free_web_port(port: int) -> int | None:
+    """Return the port, or None where it is 0, or where it is the default one and taken."""
+    import socket  # noqa: PLC0415
+
+    if port == 0:
+        return None
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if port != DEFAULT_WEB_PORT:
+                raise click.BadParameter(f"port {port} cannot be used: {error}", param_hint="--web-port") from error
+            log.warning("web port is taken: no status pages", extra={"web_port": port})
+            return None
+    return port
+
+
+def main() -> None:
+    """Run the console script."""
+    run(cli, "STREAM_APP")

@@ -1,0 +1,257 @@
+"""All of it in one command: broker, poller, worker and files, from a stretch of time to finished files."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+
+from ingestor.command_line import Presence
+from ingestor.core.errors import ConfigError, IngestorError
+from ingestor.core.topics import Topics
+from ingestor.kafka import committed_offsets, connect, ensure_topics, has_unread
+from ingestor.local.processes import PIPE, Child
+from stream_app.dataset_display import Display, display
+from stream_app.files import FilesProgress, FilesSettings, run_files
+from stream_app.pipeline import View
+
+_STATE = ".dataset"
+_LOOK_EVERY_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSettings:
+    """What to make; the poller's share is passed on as its command line has it."""
+
+    view: View
+    storage: Path
+    bootstrap_servers: str | None
+    """None: a local broker, for as long as it runs."""
+    poller_arguments: list[str]
+    partitions: int | None = None
+    overwrite: bool = False
+
+
+def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Presence) -> bool:
+    """Make the files; return whether they are finished (else *stop* was set, and the next run goes on).
+
+    Raises:
+        ConfigError: what was asked for cannot be made; nothing was written.
+        IngestorError: a part failed; the same command goes on from there.
+    """
+    began = time.monotonic()
+    _dry_run(settings.poller_arguments)
+    state = _State.open(settings)
+    with display(presence) as shown, ExitStack() as stack:
+        bootstrap_servers = settings.bootstrap_servers or stack.enter_context(_local_broker(state, shown))
+        view = replace(settings.view, topics=Topics(state.prefix))
+        admin = connect(bootstrap_servers)
+        partitions = ensure_topics(admin, view.topics, settings.partitions)
+        parts = _Parts(settings, state, view, bootstrap_servers, partitions, shown)
+        if not parts.run(stop):
+            return False
+        if settings.bootstrap_servers:
+            parts.delete_topics(admin)
+        shown.finish(parts.rows, parts.files, settings.storage, time.monotonic() - began)
+    state.finish()
+    return True
+
+
+def _dry_run(poller_arguments: list[str]) -> None:
+    """Let the poller look at the backend before anything is started or written."""
+    looked = subprocess.run(
+        [sys.executable, "-m", "ingestor", "backfill", "--dry-run", *poller_arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if looked.returncode:
+        raise _of_child(looked.returncode, looked.stderr)
+
+
+def _of_child(code: int, output: str) -> IngestorError:
+    """Return a child's failure as our own, with its one line."""
+    lines = output.strip().splitlines() or ["it ended without a word"]
+    text = next((line for line in reversed(lines) if line.lower().startswith("error:")), lines[-1])
+    message = text.partition(":")[2].strip() if text.lower().startswith("error:") else text
+    return ConfigError(message) if code == ConfigError.exit_code else IngestorError(message)
+
+
+@contextmanager
+def _local_broker(state: _State, shown: Display) -> Iterator[str]:
+    from ingestor.local.kafka import LocalKafka  # noqa: PLC0415 - only who needs it has its dependencies
+
+    shown.step("starting a local Kafka (the first time its jars are fetched)")
+    with LocalKafka(state.folder / "kafka") as broker:
+        yield broker.bootstrap_servers
+
+
+@dataclass(slots=True)
+class _State:
+    """What a later run must know, in a hidden folder of the storage."""
+
+    folder: Path
+    prefix: str
+
+    @classmethod
+    def open(cls, settings: DatasetSettings) -> _State:
+        """Begin, or go on where an earlier run of the same command stopped.
+
+        Raises:
+            ConfigError: the storage cannot be written, or holds something else.
+        """
+        storage, folder = settings.storage, settings.storage / _STATE
+        arguments = [*settings.poller_arguments, settings.view.group_id, settings.bootstrap_servers or ""]
+        try:
+            storage.mkdir(parents=True, exist_ok=True)
+            earlier = json.loads(path.read_text()) if (path := folder / "state.json").exists() else None
+            if earlier is not None and earlier["arguments"] == arguments and not earlier["finished"]:
+                return cls(folder, earlier["prefix"])
+            if earlier is not None and not settings.overwrite:
+                what = (
+                    "holds a finished dataset"
+                    if earlier["finished"]
+                    else "holds an unfinished dataset of another command"
+                )
+                raise ConfigError(f"{storage} {what}: give --overwrite, or another --storage")
+            if earlier is not None:
+                _delete(storage)
+            elif any(storage.iterdir()):
+                raise ConfigError(f"{storage} is not empty: give another --storage")
+            prefix = "metrics" if settings.bootstrap_servers is None else f"metrics-dataset-{secrets.token_hex(4)}"
+            folder.mkdir()
+            path.write_text(json.dumps({"arguments": arguments, "prefix": prefix, "finished": False}))
+            return cls(folder, prefix)
+        except (OSError, ValueError, KeyError) as error:
+            raise ConfigError(f"{storage} cannot be used: {error}: give another --storage") from error
+
+    def finish(self) -> None:
+        """Remember that the files are whole; what only an unfinished dataset needs goes."""
+        path = self.folder / "state.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
+        shutil.rmtree(self.folder / "kafka", ignore_errors=True)
+        shutil.rmtree(self.folder.parent / ".stream-app", ignore_errors=True)
+
+
+def _delete(storage: Path) -> None:
+    """Delete an earlier dataset: its state, and its files."""
+    for path in sorted(storage.glob("*/*.csv")):
+        path.unlink()
+    for folder in (storage / _STATE, storage / ".stream-app"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in storage.iterdir():
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+class _Parts:
+    """Poller and worker as child processes, the file sink in a thread."""
+
+    def __init__(
+        self,
+        settings: DatasetSettings,
+        state: _State,
+        view: View,
+        bootstrap_servers: str,
+        partitions: int,
+        shown: Display,
+    ) -> None:
+        self._settings, self._state, self._view = settings, state, view
+        self._kafka = ["--bootstrap-servers", bootstrap_servers, "--topic-prefix", view.topics.prefix]
+        self._bootstrap_servers, self._partitions, self._shown = bootstrap_servers, partitions, shown
+        self._files = FilesSettings(bootstrap_servers, view.topics, settings.storage, view.group_by, idle_s=0.0)
+        self.rows = self.files = 0
+        self._rows_before = 0
+        (state.folder / "logs").mkdir(exist_ok=True)
+
+    def run(self, stop: threading.Event) -> bool:
+        """Return whether all was written; False where *stop* was set."""
+        files_stop = threading.Event()
+        with ThreadPoolExecutor(1, "files") as pool, self._worker() as worker, self._poller() as poller:
+            files = pool.submit(run_files, self._files, files_stop, self._on_written)
+            try:
+                finished = self._publish(poller, worker, files, stop) and self._window(worker, files, stop)
+            finally:
+                files_stop.set()
+        self._rows_before = files.result().rows
+        if finished:
+            # What is committed by now is all there will be: read up to there.
+            run_files(replace(self._files, until_idle=True), threading.Event(), self._on_written)
+        return finished
+
+    def delete_topics(self, admin: Any) -> None:
+        """Delete the topics that were made for this dataset alone."""
+        topics = self._view.topics
+        for future in admin.delete_topics(
+            [topics.range_chunks, topics.positions, topics.pods, topics.services]
+        ).values():
+            future.result()
+
+    def _poller(self) -> Child:
+        arguments = ["backfill", "--json", *self._kafka, *self._settings.poller_arguments]
+        return self._child("poller", ["-m", "ingestor", *arguments], stdout=PIPE)
+
+    def _worker(self) -> Child:
+        view = self._view
+        arguments = ["--chunk-size", str(view.chunk_size), "--method", view.method, "--over-time", view.over_time]
+        for group_by in view.group_by:
+            arguments += ["--group-by", group_by]
+        return self._child(
+            "worker", ["-m", "stream_app", "worker", "--slot", "0", "--web-port", "0", *self._kafka, *arguments]
+        )
+
+    def _child(self, name: str, arguments: list[str], stdout: int | None = None) -> Child:
+        log_path = self._state.folder / "logs" / f"{name}.log"
+        log_path.unlink(missing_ok=True)
+        return Child([sys.executable, *arguments], log_path=log_path, stdout=stdout)
+
+    def _publish(self, poller: Child, worker: Child, files: Future[FilesProgress], stop: threading.Event) -> bool:
+        """Show the poller's progress until its job has ended."""
+        events = threading.Thread(target=self._show_events, args=(poller.stdout,), daemon=True)
+        events.start()
+        while (code := poller.poll()) is None:
+            self._check(worker, files)
+            if stop.wait(_LOOK_EVERY_S):
+                return False
+        events.join()
+        if code:
+            raise _of_child(code, poller.log_tail())
+        return True
+
+    def _show_events(self, lines: IO[bytes]) -> None:
+        for line in lines:
+            self._shown.published(orjson.loads(line))
+
+    def _window(self, worker: Child, files: Future[FilesProgress], stop: threading.Event) -> bool:
+        """Wait until every partition's commit stands behind the job's end: then all records are committed too."""
+        self._shown.step("closing the last windows")
+        topic = self._view.topics.range_chunks
+        while not stop.wait(_LOOK_EVERY_S):
+            self._check(worker, files)
+            offsets = committed_offsets(self._bootstrap_servers, self._view.group_id, topic, self._partitions)
+            if offsets is not None and not has_unread(self._bootstrap_servers, topic, offsets):
+                self._shown.step("writing the last rows")
+                return True
+        return False
+
+    def _check(self, worker: Child, files: Future[FilesProgress]) -> None:
+        if (code := worker.poll()) is not None:
+            raise _of_child(code, worker.log_tail())
+        if files.done():
+            files.result()
+
+    def _on_written(self, progress: FilesProgress) -> None:
+        self.rows, self.files = self._rows_before + progress.rows, progress.files
+        self._shown.written(replace(progress, rows=self.rows))

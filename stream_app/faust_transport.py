@@ -1,0 +1,56 @@
+"""What Faust's Kafka transport needs changed: read_committed, larger fetches, no sleep under back-pressure.
+
+Faust has no setting for these. The private names used here are those of the exact
+versions in pyproject.toml; ``tests/integration/test_worker.py`` fails if an update moves them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from typing import Any
+
+import faust
+from faust.transport.drivers import aiokafka as driver
+
+_FETCH_MAX_BYTES = 16 * 1024 * 1024
+
+
+class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        # Faust asks for read_committed only together with its own exactly_once, which is not.
+        consumer._isolation_level = "read_committed"  # noqa: SLF001
+        consumer._fetch_max_bytes = _FETCH_MAX_BYTES  # noqa: SLF001
+        return consumer
+
+
+class _Consumer(driver.Consumer):
+    def _new_consumer_thread(self) -> _ConsumerThread:
+        return _ConsumerThread(self, loop=self.loop, beacon=self.beacon)
+
+    async def _wait_next_records(self, timeout: float) -> Any:  # noqa: ASYNC109 - the overridden signature
+        # Stock code sleeps a whole second whenever every partition's buffer is full; there is no event to wait for.
+        while (  # noqa: ASYNC110
+            self._buffered_partitions and not self._active_partitions and self.flow_active and not self.should_stop
+        ):
+            await asyncio.sleep(0.01)
+        return await super()._wait_next_records(timeout)
+
+
+class Transport(driver.Transport):
+    """Faust's aiokafka transport that sees committed messages only."""
+
+    Consumer = _Consumer
+
+
+def group_metadata(app: faust.App, generation_id: int) -> bytes:
+    """Return this worker's membership as confluent-kafka's ``send_offsets_to_transaction`` wants it.
+
+    With it the broker refuses the commit of a worker that lost its partitions.
+    Source: the serialised form of librdkafka's ``rd_kafka_consumer_group_metadata_write``.
+    """
+    consumer: Any = app.consumer
+    coordinator = consumer._thread._consumer._coordinator  # noqa: SLF001
+    group, member = app.conf.id.encode(), str(coordinator.member_id).encode()
+    return b"CGMDv2:" + struct.pack("<i", generation_id) + group + b"\0" + member + b"\0\1"

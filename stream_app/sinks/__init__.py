@@ -1,0 +1,1 @@
+"""Where records end up: one module a format, all of them exactly once."""

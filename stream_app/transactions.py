@@ -1,0 +1,117 @@
+"""Records and the input offset that they stand for, in one Kafka transaction."""
+
+from __future__ import annotations
+
+import uuid
+
+from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+
+from ingestor.core.errors import ConfigError, Fenced, PublishError
+from ingestor.kafka import client_config, reason
+from stream_app.pipeline import Emission
+
+_TIMEOUT_S = 30.0
+_TRANSACTION_TIMEOUT_MS = 30_000
+"""An emission is cut to take about a second; after a crash without --slot, readers wait for this long."""
+
+_STALE_MEMBER = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
+_REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING"}
+
+
+class Superseded(Exception):  # noqa: N818 - an event, not an error: the partitions have a new owner
+    """The group has moved on; nothing was written."""
+
+
+class Transactions:
+    """One worker's writing side. Calls block: keep them off the event loop.
+
+    Args:
+        bootstrap_servers: the cluster.
+        input_topic: what offsets are committed for.
+        group_id: the consumer group.
+        slot: names this worker among those of the view. The same slot again fences
+            the earlier holder at once; without one, a killed worker's open
+            transaction must time out before its partitions go on.
+    """
+
+    def __init__(self, bootstrap_servers: str, input_topic: str, group_id: str, slot: int | None) -> None:
+        self._input_topic = input_topic
+        self._group_id = group_id
+        self._slot = slot
+        suffix = uuid.uuid4().hex if slot is None else f"slot-{slot}"
+        self._producer = Producer(
+            {
+                **client_config(bootstrap_servers),
+                "transactional.id": f"{group_id}.{suffix}",
+                "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
+                "linger.ms": 5,
+                "compression.type": "lz4",
+                "queue.buffering.max.messages": 1_000_000,
+                "queue.buffering.max.kbytes": 1_048_576,
+            }
+        )
+        # It never subscribes. Its committed() waits for offsets of open transactions; aiokafka's does not.
+        self._offsets = Consumer(
+            {**client_config(bootstrap_servers), "group.id": group_id, "isolation.level": "read_committed"}
+        )
+
+    def start(self) -> None:
+        """Fence whoever held the slot before, and end its transaction."""
+        try:
+            self._producer.init_transactions(_TIMEOUT_S)
+        except KafkaException as error:
+            raise PublishError(f"Kafka gives no transactions: {reason(error)}") from error
+
+    def committed(self, partition: int) -> tuple[int, str]:
+        """Return offset and metadata of the partition's last commit; (0 or the log's start, "") where there is none.
+
+        Raises:
+            ConfigError: retention has deleted what a restart must read.
+        """
+        at = TopicPartition(self._input_topic, partition)
+        try:
+            stored = self._offsets.committed([at], _TIMEOUT_S)[0]
+            first, _ = self._offsets.get_watermark_offsets(at, _TIMEOUT_S)
+        except KafkaException as error:
+            raise PublishError(f"the committed offset cannot be read: {reason(error)}") from error
+        if stored.offset < 0:
+            return first, ""
+        if stored.offset < first:
+            raise ConfigError(
+                f"{self._input_topic} partition {partition}: offset {stored.offset}, where this view must go on, "
+                f"was deleted by retention (the first is {first}). Lengthen retention.ms; to go on without "
+                f"the deleted stretch, delete the consumer group {self._group_id}"
+            )
+        return stored.offset, stored.metadata or ""
+
+    def write(self, partition: int, emission: Emission, group_metadata: bytes) -> None:
+        """Write an emission's records and commit its offset, both or neither.
+
+        Raises:
+            Superseded: this worker lost the partition; nothing was written.
+            Fenced: another worker has the slot.
+            PublishError: anything else; crash, for a retry of the offsets can hang in the library.
+        """
+        producer = self._producer
+        try:
+            producer.begin_transaction()
+            for output in emission.outputs:
+                producer.produce(output.topic, output.value, output.key, partition)
+            commit = TopicPartition(self._input_topic, partition, emission.offset, emission.metadata)
+            producer.send_offsets_to_transaction([commit], group_metadata, _TIMEOUT_S)
+            producer.commit_transaction(_TIMEOUT_S)
+        except (KafkaException, BufferError) as error:
+            self._give_up(error)
+
+    def _give_up(self, error: KafkaException | BufferError) -> None:
+        cause = error.args[0] if isinstance(error, KafkaException) else None
+        name = cause.name() if cause is not None else ""
+        if name in _REPLACED:
+            raise Fenced(
+                f"another worker has taken slot {self._slot}: give each worker of a view its own --slot"
+            ) from error
+        if cause is not None and cause.txn_requires_abort():
+            self._producer.abort_transaction(_TIMEOUT_S)
+            if name in _STALE_MEMBER:
+                raise Superseded from error
+        raise PublishError(f"records were not committed: {cause.str() if cause is not None else error}") from error

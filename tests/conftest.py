@@ -1,0 +1,23 @@
+"""Real servers that the whole session shares. Tests tell their topics apart by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.prometheus import Binaries, find_binaries
+
+
+@pytest.fixture(scope="session")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
+    """One Apache Kafka for all tests that leave it running; those that stop or kill one start their own."""
+    with LocalKafka(tmp_path_factory.mktemp("kafka")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def prometheus_binaries() -> Binaries:
+    """Prometheus and promtool."""
+    return find_binaries()

@@ -1,0 +1,325 @@
+"""Every sink holds each row exactly once, wherever it was stopped."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import BuiltinFunctionType, FrameType
+from typing import Any
+
+import orjson
+import pytest
+import sink_scenario
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sink_scenario import TOPIC, VIEW, expected, found, identity, long_scenario, open_csv, play, record
+
+from ingestor.core.errors import ConfigError, SinkError
+from stream_app.sinks.base import Sink
+from stream_app.sinks.checkpoint import Identity, Storage
+
+SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv}
+
+SCENARIO = [
+    record(0, "a", cpu=0.1, rss=1e16),
+    record(0, "b", cpu=0.2, rss=2.0),
+    record(1, "a", cpu=0.3, rss=3.0),
+    record(1, "b", cpu=0.4),
+    record(0, "x", service="web", cpu=1.0),
+    record(2, "a", cpu=0.5, rss=5.0),
+    record(2, "b", cpu=0.6, new=1.0),
+    record(3, "a", cpu=0.7, partial=True),
+    record(3, "b", cpu=0.8, new=2.0),
+    record(0, "c", cpu=0.9),
+    record(3, "a", cpu=1.1, revision=1),
+    record(3, "a", cpu=1.2),
+    record(4, "a", cpu=1.3),
+    record(1, "x", service="web", cpu=2.0, new=1.0),
+]
+
+
+@pytest.fixture(params=SINKS)
+def open_sink(request: pytest.FixtureRequest) -> Callable[[Path], Sink]:
+    return SINKS[request.param]
+
+
+def finish(open_sink: Callable[[Path], Sink], folder: Path, records: list[Any], batch: int) -> None:
+    sink = open_sink(folder)
+    try:
+        play(sink, records, batch)
+    finally:
+        sink.close()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 5, 100])
+def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, batch: int) -> None:
+    """However records are cut into commits, the rows are those of the rule of row identity."""
+    finish(open_sink, tmp_path, SCENARIO, batch)
+    assert found(tmp_path) == expected(SCENARIO)
+
+
+@given(
+    st.lists(
+        st.builds(
+            record,
+            st.integers(0, 5),
+            st.sampled_from(["a", "b", 'quote" and, comma', "line\nbreak", "cr\rhere", ""]),
+            service=st.sampled_from(["api", "web"]),
+            partial=st.booleans(),
+            revision=st.integers(0, 2),
+            cpu=st.floats(allow_nan=False, allow_infinity=False),
+        )
+        | st.builds(record, st.integers(0, 5), rss=st.floats(-1e-3, 1e-3), **{'requests{code="500"}': st.just(1.0)}),
+        max_size=30,
+    ),
+    st.integers(1, 8),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_order_and_any_batches(tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int) -> None:
+    """Order, revisions, partial records, odd names and restarts between commits never show in the rows."""
+    folder = tmp_path_factory.mktemp("any")
+    for until in range(0, len(records) + batch, batch):
+        finish(open_csv, folder, records[:until], batch)
+    assert found(folder) == expected(records)
+
+
+def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path], Sink], tmp_path: Path) -> None:
+    """From the state of the disk before and after every call to the system, a restart reaches the same files.
+
+    So does one that itself crashed at any step of putting things right.
+    """
+    folder, copies = tmp_path / "storage", tmp_path / "copies"
+    sink = open_sink(folder)
+    with _copied_at_every_step(folder, copies):
+        play(sink, SCENARIO, 2)
+    sink.close()
+    states = sorted(copies.iterdir())
+    assert len(states) > 60
+    for state in list(states):
+        again = tmp_path / "again" / state.name
+        with _copied_at_every_step(state, again):
+            open_sink(state).close()
+        states += again.iterdir()
+    assert len(states) > 150
+    for state in states:
+        finish(open_sink, state, SCENARIO, 4)
+        assert found(state) == expected(SCENARIO), state
+        assert not list((state / ".stream-app" / "staged").iterdir())
+
+
+def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+    """Killed again and again, the writer ends with the files of one that was not."""
+    records, command = 6_000, [sys.executable, sink_scenario.__file__, str(tmp_path)]
+    chance, kills = random.Random(7), 0
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    while True:
+        with subprocess.Popen([*command, str(records), "40"], stdout=subprocess.PIPE, env=environment) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            # Enough to end it, should the machine be too fast for the kills.
+            time.sleep(chance.uniform(0, 0.2))
+            process.kill()
+            done = b"done" in process.stdout.read()
+        kills += not done
+        if done or kills == 15:
+            break
+    finish(open_csv, tmp_path, long_scenario(records), 500)
+    assert kills >= 3
+    assert found(tmp_path) == expected(long_scenario(records))
+
+
+def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
+    """Whatever part of an append reached the disk, the file is what the checkpoint says."""
+    folder = tmp_path / "storage"
+    finish(open_csv, folder, SCENARIO[:2], 2)
+    before = (folder / "prod/api.csv").read_bytes()
+    checkpoint = (folder / ".stream-app/checkpoint.json").read_bytes()
+    finish(open_csv, folder, SCENARIO[:4], 2)
+    after = (folder / "prod/api.csv").read_bytes()
+    assert after.startswith(before)
+    (folder / ".stream-app/checkpoint.json").write_bytes(checkpoint)
+    for length in range(len(before), len(after) + 1):
+        (folder / "prod/api.csv").write_bytes(after[:length])
+        open_csv(folder).close()
+        assert (folder / "prod/api.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda content: content + b"2026-11-23T13:00:00Z,mine,1,2\n", "bytes, and had"),
+        (lambda content: content[:-5], "bytes, and had"),
+        (lambda content: content[:-5] + b"9.99\n", "its end is another"),
+        (lambda _: None, "it is gone"),
+    ],
+)
+def test_files_changed_by_hand_are_refused(tmp_path: Path, edit: Callable[[bytes], bytes | None], message: str) -> None:
+    """What someone else did to a file is neither overwritten nor built upon."""
+    finish(open_csv, tmp_path, SCENARIO[:4], 2)
+    path = tmp_path / "prod/api.csv"
+    content = edit(path.read_bytes())
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SinkError, match=message):
+        open_csv(tmp_path)
+    if content is not None:
+        assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("rows", [SCENARIO[4:6], SCENARIO[:1], SCENARIO[6:7]])
+def test_files_changed_while_we_run_are_refused(tmp_path: Path, rows: list[Any]) -> None:
+    """Appends and rewrites look at the file once more, and leave it as they find it."""
+    sink = open_csv(tmp_path)
+    play(sink, SCENARIO[:4], 4)
+    path = tmp_path / "prod/api.csv"
+    path.write_bytes(path.read_bytes() + b"mine\n")
+    content = path.read_bytes()
+    sink.write(list(enumerate(rows, 4)))
+    with pytest.raises(SinkError, match="changed by something else"):
+        sink.commit({TOPIC: {0: 6}}, VIEW)
+    sink.close()
+    with pytest.raises(SinkError, match="changed by something else"):
+        open_csv(tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_a_file_that_is_not_ours_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "prod/api.csv"
+    path.parent.mkdir()
+    path.write_text("precious")
+    sink = open_csv(tmp_path)
+    with pytest.raises(SinkError, match="not written from here"):
+        play(sink, SCENARIO[:2], 2)
+    sink.close()
+    assert path.read_text() == "precious"
+
+
+def test_a_second_process_is_refused(open_sink: Callable[[Path], Sink], tmp_path: Path) -> None:
+    first = open_sink(tmp_path)
+    with pytest.raises(ConfigError, match=rf"another process \(pid {os.getpid()}\)"):
+        open_sink(tmp_path)
+    first.close()
+    open_sink(tmp_path).close()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        Identity("cluster-2", {TOPIC: "topic-1"}, {"format": "csv", "group_by": "pod"}),
+        Identity("cluster-1", {TOPIC: "topic-2"}, {"format": "csv", "group_by": "pod"}),
+        identity(group_by="pod,service"),
+        Identity("cluster-1", {TOPIC: "topic-1"}, {"format": "parquet", "group_by": "pod"}),
+    ],
+)
+def test_the_storage_of_other_data_is_refused(tmp_path: Path, other: Identity) -> None:
+    finish(open_csv, tmp_path, SCENARIO[:2], 2)
+    storage = Storage(tmp_path)
+    with pytest.raises(ConfigError, match="choose another --storage"):
+        storage.open(other)
+    storage.close()
+
+
+def test_a_storage_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="choose another --storage"):
+        Storage(tmp_path / "file" / "storage")
+
+
+def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
+    finish(open_csv, tmp_path, SCENARIO[:2], 2)
+    path = tmp_path / ".stream-app/checkpoint.json"
+    for content in (b"", b"{", b"[]", b'{"version":1}'):
+        path.write_bytes(content)
+        with pytest.raises(SinkError, match="cannot be read"):
+            open_csv(tmp_path)
+    path.write_bytes(b'{"version":99}')
+    with pytest.raises(ConfigError, match="another version"):
+        open_csv(tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_commit(tmp_path: Path) -> None:
+    """A refused write is one line that says what to do, and the files stay as they were committed."""
+    program = f"""
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from ingestor.core.errors import SinkError
+from sink_scenario import *
+folder = Path({str(tmp_path)!r})
+sink = open_csv(folder)
+records = long_scenario(4000)
+play(sink, records[:400], 100)
+before = found(folder)
+resource.setrlimit(resource.RLIMIT_FSIZE, ((folder / "prod/s0.csv").stat().st_size + 100,) * 2)
+try:
+    play(sink, records, 100)
+except SinkError as error:
+    print(error)
+    assert found(folder) == before
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    )
+    assert "free some space" in result.stdout
+    finish(open_csv, tmp_path, long_scenario(4000), 400)
+    assert found(tmp_path) == expected(long_scenario(4000))
+
+
+def test_many_files_in_one_commit(tmp_path: Path) -> None:
+    """Above a few files threads do the flushing; the result is the same."""
+    records = [record(minute, "p", service=f"s{i}", cpu=float(minute)) for minute in range(3) for i in range(50)]
+    finish(open_csv, tmp_path, records, 50)
+    assert found(tmp_path) == expected(records)
+
+
+def test_a_commit_without_news_writes_nothing(tmp_path: Path) -> None:
+    sink = open_csv(tmp_path)
+    play(sink, SCENARIO, 100)
+    checkpoint = tmp_path / ".stream-app/checkpoint.json"
+    before = checkpoint.stat()
+    sink.commit(sink.offsets, sink.view)
+    sink.close()
+    assert (checkpoint.stat().st_ino, checkpoint.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert orjson.loads(checkpoint.read_bytes())["offsets"] == {TOPIC: {"0": len(SCENARIO)}}
+
+
+@contextmanager
+def _copied_at_every_step(folder: Path, copies: Path) -> Iterator[None]:
+    """Copy *folder* before and after each call that could change a file, where that makes a difference."""
+    names = {"open", "write", "writelines", "flush", "fsync", "replace", "rename", "unlink", "truncate", "mkdir"}
+    seen: set[bytes] = set()
+    copies.mkdir(parents=True)
+
+    def step(_: FrameType, event: str, function: Any) -> None:
+        if event not in ("c_call", "c_return") or function.__name__ not in names:
+            return
+        if not isinstance(function, BuiltinFunctionType) or not (
+            function.__module__ in ("posix", "_io", "io") or isinstance(function.__self__, io.BufferedIOBase)
+        ):
+            return
+        sys.setprofile(None)
+        state = b"".join(
+            bytes(path.relative_to(folder)) + b"\0" + (path.read_bytes() if path.is_file() else b"") + b"\0"
+            for path in sorted(folder.rglob("*"))
+        )
+        if state not in seen:
+            seen.add(state)
+            shutil.copytree(folder, copies / f"{len(seen):04}")
+        sys.setprofile(step)
+
+    sys.setprofile(step)
+    try:
+        yield
+    finally:
+        sys.setprofile(None)

@@ -1,0 +1,220 @@
+"""The promises of `Source`, kept by every implementation on a real Prometheus.
+
+A new way of reading becomes one line in ``SOURCES``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ingestor.core.errors import QueryRejected
+from ingestor.core.time_range import TimeRange
+from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks
+from ingestor.selector import Selector
+from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.http_query import HttpQuerySource
+
+SOURCES: dict[str, Callable[[str], Source]] = {"http_query": HttpQuerySource}
+
+START_MS = 1_795_435_200_000
+HISTORY = TimeRange(START_MS, START_MS + 3 * 3_600_000)
+PODS = Selector.parse('{pod!=""}')
+
+Labels = frozenset[tuple[str, str]]
+Samples = dict[tuple[Labels, int], float]
+
+
+def history() -> dict[str, dict[tuple[str, ...], list[tuple[int, float]]]]:
+    """Return samples by metric and labels: regular, ragged to the millisecond, odd values, and late starters."""
+    rng = random.Random(5)
+    odd = [math.nan, math.inf, -math.inf, -0.0, 5e-324, 1.7976931348623157e308, 0.1 + 0.2, 1e21, 1e-7, 2.0**53 + 2]
+    series: dict[str, dict[tuple[str, ...], list[tuple[int, float]]]] = {
+        "ragged": {},
+        "regular": {},
+        "odd": {},
+        "short": {},
+    }
+    for pod in range(7):
+        labels = (f'pod="api-{pod}"', 'namespace="shop"', 'quoted="a \\"b\\" \\\\ ]}"')
+        at, ragged = START_MS + rng.randrange(1000), []
+        while at < HISTORY.end_ms:
+            ragged.append((at, rng.random() * 10 ** rng.randint(-8, 17)))
+            at += rng.choice([1, 2, 999, 14_999, 15_000, 15_001])
+        series["ragged"][labels] = ragged
+        series["regular"][labels] = [(t, float(t % 977)) for t in range(START_MS, HISTORY.end_ms, 15_000)]
+        series["odd"][labels] = [(START_MS + i * 60_000 + pod, value) for i, value in enumerate(odd * 5)]
+    series["short"][('pod="late"',)] = [(HISTORY.end_ms - 1, 1.0)]
+    series["short"][('pod="early"',)] = [(START_MS, 2.0)]
+    series["short"][('node="no pod"',)] = [(START_MS, 3.0)]
+    return series
+
+
+def expected(metric: str, time_range: TimeRange = HISTORY) -> Samples:
+    """Return what must come back."""
+    return {
+        (frozenset(tuple(text.split("=", 1)) for text in labels), t): value
+        for labels, samples in history()[metric].items()
+        if any(text.startswith("pod=") for text in labels)
+        for t, value in samples
+        if time_range.start_ms <= t < time_range.end_ms
+    }
+
+
+def found(metric: str, *blocks: SeriesBlock) -> Samples:
+    """Return the samples of blocks, and see that each is there once and in order."""
+    samples: Samples = {}
+    for block in blocks:
+        assert block.offsets[0] == 0
+        assert block.offsets[-1] == len(block.timestamps_ms) == len(block.values)
+        assert (np.diff(block.offsets) > 0).all(), "a series without samples"
+        for text, first, last in zip(block.label_sets, block.offsets[:-1], block.offsets[1:], strict=True):
+            labels = json.loads(text)
+            assert labels.pop("__name__") == metric
+            key = frozenset((name, json.dumps(value)) for name, value in labels.items())
+            times = block.timestamps_ms[first:last]
+            assert (np.diff(times) > 0).all()
+            for t, value in zip(times.tolist(), block.values[first:last].tolist(), strict=True):
+                assert (key, t) not in samples, "a sample came twice"
+                samples[key, t] = value
+    return samples
+
+
+def bits(samples: Samples) -> dict[tuple[Labels, int], str]:
+    """Make samples comparable: NaN equals NaN, -0.0 is not 0.0."""
+    return {key: repr(value) for key, value in samples.items()}
+
+
+@pytest.fixture(scope="session")
+def prometheus(prometheus_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """A server with the history, that also scrapes itself."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    server = LocalPrometheus(
+        folder,
+        config={
+            "scrape_configs": [
+                # Its own metrics, so that there are live samples and metadata; it chooses its port at the start.
+                {"job_name": "self", "scrape_interval": "1s", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
+            ]
+        },
+    )
+    text = Path(folder / "history.om")
+    with text.open("w") as file:
+        for metric, by_labels in history().items():
+            file.write(f"# TYPE {metric} gauge\n")
+            for labels, samples in by_labels.items():
+                for t, value in samples:
+                    spelt = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}.get(repr(value), repr(value))
+                    file.write(f"{metric}{{{','.join(labels)}}} {spelt} {t // 1000}.{t % 1000:03d}\n")
+        file.write("# EOF\n")
+    create_blocks(text, server.data_dir)
+    with server:
+        yield server
+
+
+@pytest.fixture(params=list(SOURCES))
+def source(request: pytest.FixtureRequest, prometheus: LocalPrometheus) -> Source:
+    return SOURCES[request.param](prometheus.url)
+
+
+@pytest.mark.parametrize("metric", ["regular", "ragged", "odd", "short"])
+def test_everything_comes_back_bit_for_bit(source: Source, metric: str) -> None:
+    """One range over all of history gives every sample, NaN, infinities, denormals and 17 digits included."""
+    assert bits(found(metric, source.fetch(PODS, metric, HISTORY))) == bits(expected(metric))
+
+
+@pytest.mark.parametrize("length_ms", [15_000, 60_000, 599_999, 3_600_000, 7_200_001])
+def test_adjoining_ranges_hold_each_sample_once(source: Source, length_ms: int) -> None:
+    """However history is cut, also exactly on samples, nothing is missing and nothing comes twice."""
+    start = START_MS - length_ms
+    end = START_MS + 1_800_000 if length_ms < 60_000 else HISTORY.end_ms
+    for metric in ("regular", "ragged"):
+        ranges = [TimeRange(at, min(at + length_ms, end)) for at in range(start, end, length_ms)]
+        blocks = [source.fetch(PODS, metric, part) for part in ranges]
+        assert bits(found(metric, *blocks)) == bits(expected(metric, TimeRange(start, end)))
+
+
+def test_a_range_is_closed_at_its_start_and_open_at_its_end(source: Source) -> None:
+    """A sample on a border belongs to the later range, to the millisecond."""
+    middle = START_MS + 15_000
+    for time_range, count in [
+        (TimeRange(START_MS, middle), 1),
+        (TimeRange(START_MS, middle + 1), 2),
+        (TimeRange(START_MS + 1, middle), 0),
+        (TimeRange(START_MS + 1, middle + 1), 1),
+        (TimeRange(middle, middle + 1), 1),
+        (TimeRange(middle - 1, middle), 0),
+    ]:
+        assert source.fetch(PODS, "regular", time_range).samples == 7 * count
+
+
+def test_ranges_of_one_millisecond(source: Source) -> None:
+    """The shortest range reads what is on it."""
+    ragged = expected("ragged")
+    for t in sorted({t for _, t in ragged})[:40]:
+        part = TimeRange(t, t + 1)
+        assert bits(found("ragged", source.fetch(PODS, "ragged", part))) == bits(expected("ragged", part))
+
+
+def test_nothing_found_is_an_empty_block(source: Source) -> None:
+    """An unknown metric, a time without samples and a selector without series are no errors."""
+    before = TimeRange(START_MS - 7_200_000, START_MS - 3_600_000)
+    for block in (
+        source.fetch(PODS, "no_such_metric", HISTORY),
+        source.fetch(PODS, "regular", before),
+        source.fetch(PODS.with_matchers('namespace="none"'), "regular", HISTORY),
+    ):
+        assert (len(block), block.samples, block.offsets.tolist()) == (0, 0, [0])
+
+
+def test_only_the_selected_series_come(source: Source) -> None:
+    """The selector's matchers hold beside the metric's name."""
+    block = source.fetch(PODS.with_matchers('pod=~"api-[12]"'), "regular", HISTORY)
+    assert sorted(json.loads(labels)["pod"] for labels in block.label_sets) == ["api-1", "api-2"]
+
+
+def test_series_are_counted(source: Source) -> None:
+    """The count at an instant is what the selector finds there; nothing is zero."""
+    assert source.count_series(PODS.with_matchers('__name__="regular"'), HISTORY.end_ms - 1) == 7
+    assert source.count_series(PODS.with_matchers('namespace="none"'), HISTORY.end_ms - 1) == 0
+
+
+def test_metric_names_are_listed(source: Source) -> None:
+    """Names are sorted, and only of series that match."""
+    assert source.metric_names(PODS, HISTORY) == ["odd", "ragged", "regular", "short"]
+    assert source.metric_names(PODS.with_matchers('pod="late"'), HISTORY) == ["short"]
+    assert source.metric_names(PODS.with_matchers('pod="none"'), HISTORY) == []
+
+
+def test_the_clock_is_the_backends(source: Source) -> None:
+    """Here it is this machine's too."""
+    before_ms = int(time.time() * 1000)
+    now_ms = source.now_ms()
+    assert before_ms - 1 <= now_ms <= time.time() * 1000 + 1
+
+
+def test_metric_types_may_be_unknown(source: Source) -> None:
+    """History that was written as blocks has no metadata, and that is no error."""
+    assert source.metric_types() == {}
+
+
+def test_an_impossible_selector_is_refused_for_good(source: Source) -> None:
+    """What the backend cannot parse is not asked for again."""
+    with pytest.raises(QueryRejected, match="error parsing regexp"):
+        source.fetch(PODS.with_matchers('pod=~"("'), "regular", HISTORY)
+
+
+def test_threads_share_a_source(source: Source) -> None:
+    """Several fetches at once give what one after the other gives."""
+    ranges = [TimeRange(at, at + 600_000) for at in range(START_MS, HISTORY.end_ms, 600_000)]
+    with ThreadPoolExecutor(6) as pool:
+        blocks = list(pool.map(lambda part: source.fetch(PODS, "ragged", part), ranges))
+    assert bits(found("ragged", *blocks)) == bits(expected("ragged"))

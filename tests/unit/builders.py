@@ -1,0 +1,50 @@
+"""Range chunks made from plain samples, the way the poller makes them."""
+
+import numpy as np
+import orjson
+import pandas as pd
+
+from ingestor import packing, presets
+from ingestor.catalogue import Catalogue
+from ingestor.core import wire
+from ingestor.core.time_range import TimeRange
+from ingestor.workloads import service_of
+
+PARTITIONS = 4
+
+
+def catalogue(partitions: int = PARTITIONS) -> Catalogue:
+    return Catalogue(partitions, presets.PRESETS["none"].rewrite, lambda labels: service_of(labels["pod"]), {})
+
+
+def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
+    """Return the samples as a source would: a row a series, in time order."""
+    rows = []
+    for (namespace, pod, metric, series), part in samples.groupby(["namespace", "pod", "metric", "series"], sort=False):
+        labels = {"__name__": metric, "namespace": namespace, "pod": pod, "series": str(series)}
+        part = part.sort_values("timestamp")
+        rows.append((orjson.dumps(labels), part["timestamp"].to_numpy(np.int64), part["value"].to_numpy(float)))
+    lengths = [0, *(len(stamps) for _, stamps, _ in rows)]
+    return packing.FetchedSeries(
+        known.ids([label_set for label_set, _, _ in rows]),
+        np.cumsum(lengths),
+        np.concatenate([stamps for _, stamps, _ in rows]) if rows else np.empty(0, np.int64),
+        np.concatenate([values for _, _, values in rows]) if rows else np.empty(0),
+    )
+
+
+def messages(samples: pd.DataFrame, ranges: list[TimeRange], job: str = "job", *, ends: bool = True):
+    """Return each partition's stream of a whole job: a list of (headers, value), in order."""
+    known = catalogue()
+    streams: list[list] = [[] for _ in range(PARTITIONS)]
+    for time_range in ranges:
+        inside = (samples["timestamp"] >= time_range.start_ms) & (samples["timestamp"] < time_range.end_ms)
+        packed = packing.pack(time_range, "test", [fetched(samples[inside], known)], known, PARTITIONS)
+        for stream, chunks in zip(streams, packed.partitions, strict=True):
+            for kind, value in [*(("chunk", value) for value in chunks), ("marker", b"")]:
+                stream.append((wire.headers(kind, job, time_range, len(stream), "test"), value))
+    if ends:
+        whole = TimeRange(ranges[0].start_ms, ranges[-1].end_ms)
+        for stream in streams:
+            stream.append((wire.headers("end", job, whole, len(stream), "test"), b""))
+    return streams

@@ -1,0 +1,203 @@
+"""The stream's heart: whatever way samples are cut, and wherever a worker restarts, windows are the oracle's."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from builders import messages
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import same, windows
+
+from ingestor.core import wire
+from ingestor.core.durations import ChunkSize
+from ingestor.core.errors import ConfigError
+from ingestor.core.time_range import TimeRange
+from stream_app import pipeline as pipeline_module
+from stream_app.pipeline import Pipeline, View
+from stream_app.records import decode_record
+
+T0 = 1_795_435_200_000
+PODS = ["web-7d9f8b6c5-x2x4z", "web-7d9f8b6c5-8vx7t", "db-0", "db-1", "agent-tz6kd"]
+
+
+@st.composite
+def histories(draw):
+    """Samples of a few pods over some minutes, and how the time is cut into ranges."""
+    seed = draw(st.integers(0, 2**32))
+    generator = np.random.default_rng(seed)
+    minutes = draw(st.integers(1, 12))
+    start = T0 + draw(st.integers(0, 120_000))
+    end = start + minutes * 60_000 + draw(st.integers(0, 59_999))
+    count = draw(st.integers(0, 400))
+    frame = pd.DataFrame(
+        {
+            "namespace": "shop",
+            "pod": generator.choice(PODS, count),
+            "metric": generator.choice(["cpu", "memory", "up"], count),
+            "series": generator.integers(0, 3, count),
+            "timestamp": generator.integers(start, end, count),
+            "value": generator.choice(
+                [generator.normal(size=count) * 10.0 ** generator.integers(-12, 12), np.full(count, 1e15), np.full(count, -0.1)],
+                axis=0,
+            )[0] if False else generator.normal(size=count) * 10.0 ** generator.integers(-9, 16, count),
+        }
+    ).drop_duplicates(["pod", "metric", "series", "timestamp"])
+    cuts = sorted({start, end, *draw(st.lists(st.integers(start + 1, end - 1), max_size=6))})
+    ranges = [TimeRange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    return frame, ranges
+
+
+def run(streams, view, restarts=()):
+    """Feed every partition; before the messages numbered in *restarts* the worker starts again from its commit."""
+    records = []
+    for stream in streams:
+        commit = (0, "")
+        pipeline = Pipeline(view, *commit)
+        offset = 0
+        restarts_left = list(restarts)
+        while offset < len(stream):
+            if restarts_left and offset >= restarts_left[0]:
+                restarts_left.pop(0)
+                pipeline = Pipeline(view, *commit)
+                offset = commit[0]
+            headers, value = stream[offset]
+            for emission in pipeline.feed(offset, wire.decode(headers, value)):
+                records += [(output.topic, decode_record(output.value)) for output in emission.outputs]
+                commit = (emission.offset, emission.metadata)
+            offset += 1
+        assert pipeline.low == len(stream)
+    return records
+
+
+def as_cells(records, topic):
+    cells = {}
+    for name, record in records:
+        if name == topic:
+            key = (record.namespace, record.pod or record.service, record.window_start_ms)
+            assert key not in cells, f"{key} was emitted twice"
+            cells[key] = record.metrics
+    return cells
+
+
+def assert_same(cells, expected):
+    assert cells.keys() == expected.keys()
+    for key, metrics in expected.items():
+        assert cells[key].keys() == metrics.keys()
+        for metric, value in metrics.items():
+            assert same(cells[key][metric], value), (key, metric, cells[key][metric], value)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    histories(),
+    st.sampled_from(["sum", "mean", "median"]),
+    st.sampled_from(["pooled", "last"]),
+    st.sampled_from(["30s", "1m", "7m", "1h"]),
+    st.lists(st.integers(0, 20), max_size=4).map(sorted),
+)
+def test_windows_equal_the_oracle(history, method, over_time, size, restarts):
+    """However time is cut into ranges and wherever a worker restarts, each window is emitted once, and right."""
+    samples, ranges = history
+    view = View(ChunkSize.parse(size), method, over_time, ("pod", "service"))
+    records = run(messages(samples, ranges), view, restarts)
+    for group_by in ("pod", "service"):
+        assert_same(as_cells(records, view.topics.sink(group_by)), windows(samples, size, method, group_by, over_time))
+
+
+@settings(max_examples=20, deadline=None)
+@given(histories(), st.integers(1, 9))
+def test_small_emissions_restart_between_any_two(history, records_each):
+    """A worker that dies between two emissions of one marker neither loses nor repeats a window."""
+    samples, ranges = history
+    view = View(ChunkSize.parse("30s"), "sum")
+    whole = pipeline_module.EMISSION_RECORDS
+    pipeline_module.EMISSION_RECORDS = records_each
+    try:
+        records = []
+        for stream in messages(samples, ranges):
+            commit, offset = (0, ""), 0
+            pipeline = Pipeline(view, *commit)
+            while offset < len(stream):
+                emissions = pipeline.feed(offset, wire.decode(*stream[offset]))
+                offset += 1
+                if emissions:
+                    # Only the first is written; the rest is lost with the process.
+                    records += [(o.topic, decode_record(o.value)) for o in emissions[0].outputs]
+                    commit = (emissions[0].offset, emissions[0].metadata)
+                if len(emissions) > 1:
+                    pipeline, offset = Pipeline(view, *commit), commit[0]
+        assert_same(as_cells(records, view.topics.pods), windows(samples, "30s", "sum", "pod"))
+    finally:
+        pipeline_module.EMISSION_RECORDS = whole
+
+
+def constant(stamps, pod="web-7d9f8b6c5-x2x4z", value=1.0):
+    return pd.DataFrame(
+        {"namespace": "shop", "pod": pod, "metric": "up", "series": 0, "timestamp": stamps, "value": value}
+    )
+
+
+def test_cut_windows_say_so():
+    """The windows that a job's start and end cut are partial, the whole ones between them are not."""
+    samples = constant(range(T0 + 30_000, T0 + 210_000, 15_000))
+    streams = messages(samples, [TimeRange(T0 + 30_000, T0 + 100_000), TimeRange(T0 + 100_000, T0 + 200_000)])
+    records = run(streams, View(ChunkSize.parse("1m"), "sum"))
+    assert [(r.window_start_ms - T0, r.partial, r.metrics["up"]) for _, r in records] == [
+        (0, True, 2.0),
+        (60_000, False, 4.0),
+        (120_000, False, 4.0),
+        (180_000, True, 2.0),
+    ]
+
+
+def test_a_window_waits_for_its_marker():
+    """Nothing is emitted before a marker has passed the window's end, however many chunks have come."""
+    samples = constant(range(T0, T0 + 119_000, 1000))
+    streams = messages(samples, [TimeRange(T0, T0 + 59_999), TimeRange(T0 + 59_999, T0 + 61_000)], ends=False)
+    stream = max(streams, key=len)
+    pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum"), 0, "")
+    emitted = [pipeline.feed(offset, wire.decode(*message)) for offset, message in enumerate(stream)]
+    assert [len(e) for e in emitted] == [0, 0, 0, 1]
+    assert pipeline.low == 2, "a restart must see the second range again, not the first"
+
+
+def test_missing_messages_make_windows_partial(caplog):
+    """A gap in the sequence numbers is said aloud, and its windows are partial."""
+    samples = constant(range(T0, T0 + 180_000, 15_000))
+    streams = messages(samples, [TimeRange(T0 + i * 60_000, T0 + (i + 1) * 60_000) for i in range(3)])
+    stream = max(streams, key=len)
+    del stream[2]
+    records = run([stream], View(ChunkSize.parse("1m"), "sum"))
+    assert [r.partial for _, r in records] == [False, True, False] or [r.partial for _, r in records] == [False, False]
+    assert "missing" in caplog.text
+
+
+def test_infinities_and_nan():
+    """NaN travels as null, infinities by name; a sum with NaN is NaN, one with both infinities is too."""
+    inf, nan = float("inf"), float("nan")
+    for values, expected in [([1.0, inf], inf), ([-inf, 2.0], -inf), ([inf, -inf], nan), ([nan, 1.0], nan)]:
+        for method in ("sum", "mean"):
+            samples = constant([T0, T0 + 1000], value=values)
+            records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), method))
+            assert same(records[0][1].metrics["up"], expected), (values, method)
+    samples = constant([T0, T0 + 1000, T0 + 2000], value=[nan, 1.0, 2.0])
+    records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), "median"))
+    assert same(records[0][1].metrics["up"], nan)
+
+
+def test_sums_are_right_to_the_last_digit():
+    """Small values are not lost beside large ones, in whatever ranges they come."""
+    values = [1e15, *([0.1] * 1000), -1e15]
+    samples = constant(range(T0, T0 + len(values)), value=values)
+    cuts = [T0, T0 + 3, T0 + 500, T0 + 60_000]
+    ranges = [TimeRange(a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    records = run(messages(samples, ranges), View(ChunkSize.parse("1m"), "sum"))
+    assert_same(as_cells(records, "metrics.pods"), windows(samples, "1m", "sum", "pod"))
+
+
+def test_another_views_commit_is_refused():
+    """A group's commit that another view wrote is not taken for ours."""
+    pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum"), 0, "")
+    metadata = pipeline.idle_emission().metadata
+    with pytest.raises(ConfigError, match="another view"):
+        Pipeline(View(ChunkSize.parse("1m"), "mean"), 0, metadata)
