@@ -175,6 +175,13 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="Protect a busy Prometheus; no limit by default.",
         ),
         click.option(
+            "--range-samples",
+            type=click.IntRange(min=1000),
+            default=3_000_000,
+            show_default=True,
+            help="What a range aims at: fewer need less memory, more are faster.",
+        ),
+        click.option(
             "--concurrency",
             type=click.IntRange(1, 64),
             default=4,

@@ -63,12 +63,20 @@ class PollerSettings:
     """What relative times are floored to; None: the hour."""
     max_samples_per_second: float | None = None
     concurrency: int = 4
+    range_samples: int = schedule.TARGET_SAMPLES
 
     @property
     def job(self) -> str:
         if self.end is None:
             return LIVE_JOB
         return job_name(self.arguments)
+
+    @property
+    def target_samples(self) -> int:
+        """What a range aims at; under a speed limit about ten seconds' worth, so that progress is seen."""
+        if self.max_samples_per_second is None:
+            return self.range_samples
+        return max(1, min(self.range_samples, round(10 * self.max_samples_per_second)))
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -228,7 +236,7 @@ class Poller:
     def _publish_ranges(
         self, publisher: Publisher, reader: RangeReader, position: Position, ahead: ThreadPoolExecutor
     ) -> Position:
-        length_ms = schedule.first_length_ms(self._series_near(position))
+        length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
         reading: Future[PackedRange] | None = None
         due = self._due(position.position_ms, position, length_ms)
         while not position.ended:
@@ -240,7 +248,9 @@ class Poller:
             began = time.monotonic()
             packed = (reading or ahead.submit(reader.read, due)).result()
             reading = None
-            length_ms = schedule.next_length_ms(length_ms, packed.time_range, packed.samples)
+            length_ms = schedule.next_length_ms(
+                length_ms, packed.time_range, packed.samples, self.settings.target_samples
+            )
             due = self._due(packed.time_range.end_ms, position, length_ms)
             if due is not None and not self.stop.is_set():
                 reading = ahead.submit(reader.read, due)

@@ -14,6 +14,7 @@ import click
 from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
 from ingestor.options import (
     CHUNK_SIZE,
+    DURATION_MS,
     config_option,
     end_option,
     json_option,
@@ -138,6 +139,14 @@ def worker(**flags: Any) -> None:
 @click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
 @click.option("--method", help="Take records of this method only, where there are several.")
 @click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
+@click.option(
+    "--idle",
+    "idle_ms",
+    type=DURATION_MS,
+    default="5s",
+    show_default=True,
+    help="With --until-idle: how long nothing must have come.",
+)
 @kafka_options
 @json_option
 @logging_option
@@ -155,6 +164,7 @@ def files(**flags: Any) -> None:
         chunk_size=str(flags["chunk_size"]) if flags["chunk_size"] else None,
         method=flags["method"],
         until_idle=flags["until_idle"],
+        idle_s=flags["idle_ms"] / 1000,
     )
     stop = stop_on_signals()
 
@@ -215,7 +225,7 @@ def _poller_arguments(flags: dict[str, Any]) -> list[str]:
         *("--url", flags["url"], "--start", flags["start"], "--end", flags["end"]),
         *("--align", str(flags["chunk_size"]), "--match", str(flags["selector"]), "--preset", flags["preset"]),
         *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
-        *("--request-timeout", f"{flags['timeout_ms']}ms"),
+        *("--request-timeout", f"{flags['timeout_ms']}ms", "--range-samples", str(flags["range_samples"])),
     ]
     for name in ("include", "exclude"):
         for pattern in flags[name]:

@@ -142,6 +142,8 @@ def run_files(
                 "enable.auto.offset.store": False,
                 "enable.partition.eof": True,
                 "queued.max.messages.kbytes": 32_768,
+                # By default a full queue is looked at again after a second, long after it has been emptied.
+                "fetch.queue.backoff.ms": 20,
                 "error_cb": lambda error: log.warning("kafka client", extra={"error": reason(error)}),
             },
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import history
+import pandas as pd
 import pytest
 
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.prometheus import Binaries, find_binaries
+from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +23,20 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
 def prometheus_binaries() -> Binaries:
     """Prometheus and promtool."""
     return find_binaries()
+
+
+@pytest.fixture(scope="session")
+def samples() -> pd.DataFrame:
+    """What Prometheus holds."""
+    return history.samples()
+
+
+@pytest.fixture(scope="session")
+def prometheus(samples: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """A real Prometheus with the samples as blocks."""
+    folder = tmp_path_factory.mktemp("prometheus")
+    history.write_openmetrics(samples, folder / "history.om")
+    server = LocalPrometheus(folder)
+    create_blocks(folder / "history.om", server.data_dir)
+    with server:
+        yield server

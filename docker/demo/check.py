@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import requests
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tables import Table
 
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import connect, partition_counts, read_to_end
+from ingestor.kafka import assigned_consumer, connect, partition_counts
 from stream_app.records import decode_record
 
 _TIMEOUT_S = 20.0
@@ -48,13 +49,14 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
-    """What went through Kafka, and in which time."""
+class Published:
+    """What went through Kafka."""
 
     samples: int
     records: int
-    seconds: float
-    """From the first message with samples to the last record."""
+    history_samples: int
+    history_s: float
+    """From the first message with samples of the history to the last record of them."""
 
 
 class DoubledError(Exception):
@@ -140,30 +142,55 @@ def differences(cells: list[Cell], prometheus: Prometheus, chunk_size: ChunkSize
     return found
 
 
-def records_until(bootstrap_servers: str, end_ms: int) -> Speed:
+def records_until(bootstrap_servers: str, end_ms: int, history_end_ms: int) -> Published:
     """Return what the pod records in Kafka stand for, of windows that end at or before *end_ms*.
+
+    Args:
+        bootstrap_servers: the cluster.
+        end_ms: end of the last window that counts.
+        history_end_ms: end of the last window that counts for the speed; later ones waited for time to pass.
 
     Raises:
         DoubledError: a pod has two records of one window.
     """
     topics = Topics()
-    partitions = partition_counts(connect(bootstrap_servers))
-    samples, seen, written_ms, first_ms = 0, set(), [], []
-    for partition in range(partitions[topics.pods]):
-        for message in read_to_end(bootstrap_servers, topics.pods, partition):
-            record = decode_record(message.value())
-            if record.window_end_ms > end_ms:
-                continue
-            identity = record.namespace, record.pod, record.window_start_ms
-            if identity in seen:
-                raise DoubledError(f"{record.namespace}/{record.pod} has two records of {iso(record.window_start_ms)}")
-            seen.add(identity)
-            samples += record.samples
-            written_ms.append(message.timestamp()[1])
-    for partition in range(partitions[topics.range_chunks]):
-        chunk = next(read_to_end(bootstrap_servers, topics.range_chunks, partition), None)
-        if chunk is not None:
-            first_ms.append(chunk.timestamp()[1])
-    # Kafka's own timestamps are the times of writing.
-    seconds = max(max(written_ms, default=0) - min(first_ms, default=0), 1) / 1000
-    return Speed(samples, len(seen), seconds)
+    samples, seen, history_samples, first_ms, last_ms = 0, set(), 0, 2**62, 0
+    for message in _committed_messages(bootstrap_servers, (topics.range_chunks, topics.pods)):
+        # Kafka's own timestamps are the times of writing.
+        written_ms = message.timestamp()[1]
+        if message.topic() == topics.range_chunks:
+            first_ms = min(first_ms, written_ms)
+            continue
+        record = decode_record(message.value())
+        if record.window_end_ms > end_ms:
+            continue
+        identity = record.namespace, record.pod, record.window_start_ms
+        if identity in seen:
+            raise DoubledError(f"{record.namespace}/{record.pod} has two records of {iso(record.window_start_ms)}")
+        seen.add(identity)
+        samples += record.samples
+        if record.window_end_ms <= history_end_ms:
+            history_samples += record.samples
+            last_ms = max(last_ms, written_ms)
+    return Published(samples, len(seen), history_samples, max(last_ms - first_ms, 1) / 1000)
+
+
+def _committed_messages(bootstrap_servers: str, topics: Iterable[str]) -> Iterator[Message]:
+    """Yield what is in all partitions of *topics* now: with one consumer, for each takes a while to come and go."""
+    counts = partition_counts(connect(bootstrap_servers))
+    open_partitions = {(topic, partition) for topic in topics for partition in range(counts[topic])}
+    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    try:
+        consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in open_partitions])
+        while open_partitions:
+            message = consumer.poll(_TIMEOUT_S)
+            if message is None:
+                raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - there is no public name
+            if message.error() is None:
+                yield message
+            elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - as above
+                open_partitions.discard((message.topic(), message.partition()))
+            else:
+                raise KafkaException(message.error())
+    finally:
+        consumer.close()

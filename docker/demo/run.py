@@ -26,6 +26,7 @@ import history
 import metrics
 import requests
 import tables
+from confluent_kafka import KafkaException
 from rich.console import Console
 
 from ingestor.core.durations import ChunkSize
@@ -61,7 +62,7 @@ MARKER = ".podstream-demo"
 ALWAYS_RUNNING = ("shop/checkout.csv", "shop/cart.csv", "data/orders-db.csv")
 """The files that get a row in every window; the report's pods come and go."""
 
-SHOWN_FILE = "shop/checkout.csv"
+SHOWN_FILE = "data/orders-db.csv"
 SHOWN_ROWS = 6
 WIDTH = 80
 
@@ -182,6 +183,10 @@ class Running:
     live_start_ms: int
     """Windows that start here or later can only have been fetched live."""
 
+    @property
+    def first_live_window_ms(self) -> int:
+        return -(-self.live_start_ms // CHUNK_MS) * CHUNK_MS
+
     def table(self, file: str, tail_bytes: int | None = None) -> tables.Table | None:
         return tables.read(self.folder / file, tail_bytes)
 
@@ -205,9 +210,9 @@ def run(folder: Path, *, live: bool) -> None:
             running = start(folder, scratch, stack, steps)
             history_s = wait_for_history(running, steps)
             wait_for_live_windows(running, steps)
-            speed = verify(running, steps)
+            published = verify(running, steps)
             show_files(running)
-            show_speed(speed, history_s)
+            show_speed(published, history_s)
             show_next_steps()
             if live:
                 follow(running)
@@ -319,7 +324,7 @@ def wait_for_history(running: Running, steps: Steps) -> float:
 
 def wait_for_live_windows(running: Running, steps: Steps) -> None:
     """Wait until every file of a running service has windows that were fetched live."""
-    seen_ms = -(-running.live_start_ms // CHUNK_MS) * CHUNK_MS
+    seen_ms = running.first_live_window_ms
     for _ in range(LIVE_WINDOWS):
 
         def arrived(start_ms: int = seen_ms) -> bool:
@@ -350,31 +355,33 @@ def wait_until(arrived: Callable[[], bool], timeout_s: float, complaint: str, ru
         time.sleep(LOOK_EVERY_S)
 
 
-def verify(running: Running, steps: Steps) -> check.Speed:
-    """Compare records and files with Prometheus.
+def verify(running: Running, steps: Steps) -> check.Published:
+    """Compare records and files with Prometheus: the history, the first live window, and the seam between them.
 
     Raises:
         DemoError: something is missing, doubled or wrong.
     """
     prometheus = check.Prometheus(running.url)
-    until_ms = floor_ms(running.live_start_ms, CHUNK_MS)
+    until_ms = running.first_live_window_ms + CHUNK_MS
     children = running.children.values()
     try:
-        speed = check.records_until(running.bootstrap_servers, until_ms)
+        published = check.records_until(
+            running.bootstrap_servers, until_ms, floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS)
+        )
         expected = prometheus.samples(running.history_start_ms - metrics.HOUR_MS, until_ms)
         cells = check.random_cells(running.tables(), until_ms, CHECKED_CELLS, seed=running.live_start_ms)
         different = check.differences(cells, prometheus, CHUNK_SIZE)
-    except (check.DoubledError, requests.RequestException) as error:
+    except (check.DoubledError, requests.RequestException, KafkaException) as error:
         raise DemoError(f"checking failed: {error}", *children) from error
-    if speed.samples != expected:
-        raise DemoError(f"the records stand for {speed.samples:,} samples, Prometheus has {expected:,}", *children)
+    if published.samples != expected:
+        raise DemoError(f"the records stand for {published.samples:,} samples, Prometheus has {expected:,}", *children)
     steps.done(
-        f"checked: all {expected:,} samples up to {tables.clock(until_ms)} are in {speed.records:,} records, once"
+        f"checked: all {expected:,} samples up to {tables.clock(until_ms)} are in {published.records:,} records, once"
     )
     if different:
         raise DemoError(f"{len(different)} of {len(cells)} cells differ: {different[0]}", *children)
     steps.done(f"checked: {len(cells)} cells equal Prometheus' own samples")
-    return speed
+    return published
 
 
 class Steps:
@@ -419,11 +426,11 @@ def print_aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: in
         console.print(line)
 
 
-def show_speed(speed: check.Speed, history_s: float) -> None:
+def show_speed(published: check.Published, history_s: float) -> None:
+    count, seconds = published.history_samples, published.history_s
     console.print(
-        f"\n{speed.samples:,} samples from Prometheus into files in {history_s:.1f} s, the start of three processes\n"
-        f"included; from the first message in Kafka to the last record {speed.seconds:.2f} s:"
-        f" {speed.samples / speed.seconds:,.0f} samples/s"
+        f"\n{count:,} samples of history from Prometheus into files in {history_s:.1f} s, with the start of\n"
+        f"three processes; from the first message to the last record {seconds:.2f} s: {count / seconds:,.0f} samples/s"
     )
 
 

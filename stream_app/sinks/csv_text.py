@@ -155,7 +155,8 @@ def merged(
 
 def _respelled(text: bytes, mark: bytes) -> bytes:
     """Write the numbers that have *mark* as ``repr`` does: JSON has 1e-7 and 0.00001 for its 1e-07 and 1e-05."""
-    parts, done, at = [], 0, text.find(mark)
+    parts: list[bytes] = []
+    done, at = 0, text.find(mark)
     while at >= 0:
         start, end = text.rfind(b",", 0, at) + 1, text.find(b",", at)
         if end < 0:

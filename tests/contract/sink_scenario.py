@@ -130,7 +130,8 @@ def long_scenario(count: int) -> list[Record]:
 if __name__ == "__main__":
     # folder, number of records, records a commit
     sink = open_csv(Path(sys.argv[1]))
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     play(sink, long_scenario(int(sys.argv[2])), int(sys.argv[3]))
     sink.close()
-    print("done", flush=True)
+    sys.stdout.write("done\n")

@@ -11,13 +11,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ingestor.core.errors import QueryRejected
 from ingestor.core.time_range import TimeRange
+from ingestor.local.processes import free_port
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
@@ -25,7 +25,7 @@ from ingestor.sources.http_query import HttpQuerySource
 
 SOURCES: dict[str, Callable[[str], Source]] = {"http_query": HttpQuerySource}
 
-START_MS = 1_795_435_200_000
+START_MS = 1_700_006_400_000
 HISTORY = TimeRange(START_MS, START_MS + 3 * 3_600_000)
 PODS = Selector.parse('{pod!=""}')
 
@@ -61,7 +61,7 @@ def history() -> dict[str, dict[tuple[str, ...], list[tuple[int, float]]]]:
 def expected(metric: str, time_range: TimeRange = HISTORY) -> Samples:
     """Return what must come back."""
     return {
-        (frozenset(tuple(text.split("=", 1)) for text in labels), t): value
+        (frozenset(text.partition("=")[::2] for text in labels), t): value
         for labels, samples in history()[metric].items()
         if any(text.startswith("pod=") for text in labels)
         for t, value in samples
@@ -96,17 +96,10 @@ def bits(samples: Samples) -> dict[tuple[Labels, int], str]:
 @pytest.fixture(scope="session")
 def prometheus(prometheus_binaries: Binaries, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
     """A server with the history, that also scrapes itself."""
-    folder = tmp_path_factory.mktemp("prometheus")
-    server = LocalPrometheus(
-        folder,
-        config={
-            "scrape_configs": [
-                # Its own metrics, so that there are live samples and metadata; it chooses its port at the start.
-                {"job_name": "self", "scrape_interval": "1s", "static_configs": [{"targets": ["127.0.0.1:1"]}]}
-            ]
-        },
-    )
-    text = Path(folder / "history.om")
+    folder, port = tmp_path_factory.mktemp("prometheus"), free_port()
+    scrape = {"job_name": "self", "scrape_interval": "1s", "static_configs": [{"targets": [f"127.0.0.1:{port}"]}]}
+    server = LocalPrometheus(folder, port=port, config={"scrape_configs": [scrape]})
+    text = folder / "history.om"
     with text.open("w") as file:
         for metric, by_labels in history().items():
             file.write(f"# TYPE {metric} gauge\n")
@@ -201,9 +194,15 @@ def test_the_clock_is_the_backends(source: Source) -> None:
     assert before_ms - 1 <= now_ms <= time.time() * 1000 + 1
 
 
-def test_metric_types_may_be_unknown(source: Source) -> None:
-    """History that was written as blocks has no metadata, and that is no error."""
-    assert source.metric_types() == {}
+def test_metric_types_are_those_of_the_scraped_targets(source: Source) -> None:
+    """Types come as the target told them; history that was written as blocks has none."""
+    deadline = time.monotonic() + 30
+    while not (types := source.metric_types()) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert types["prometheus_build_info"] == "gauge"
+    assert types["prometheus_http_requests_total"] == "counter"
+    assert types["prometheus_http_request_duration_seconds"] == "histogram"
+    assert "regular" not in types
 
 
 def test_an_impossible_selector_is_refused_for_good(source: Source) -> None:

@@ -23,7 +23,20 @@ INF, NAN = float("inf"), float("nan")
 
 def record(minute: int, pod: str | None, metrics: dict[str, float], service: str = "api") -> Record:
     start_ms = NOON_MS + minute * 60_000
-    return Record("prod", pod, service, start_ms, start_ms + 60_000, "1m", "mean", "live", 0, False, 4, metrics)
+    return Record(
+        namespace="prod",
+        pod=pod,
+        service=service,
+        window_start_ms=start_ms,
+        window_end_ms=start_ms + 60_000,
+        chunk_size="1m",
+        method="mean",
+        job="live",
+        revision=0,
+        partial=False,
+        samples=4,
+        metrics=metrics,
+    )
 
 
 def write(folder: Path, *commits: list[Record], group_by: tuple[str, ...] = ("pod",)) -> None:
@@ -96,7 +109,7 @@ def test_pandas_reads_what_was_written(tmp_path: Path) -> None:
         'g{x="1,2"}': 1.5,
     }
     write(tmp_path, [record(0, 'odd "pod", really', values)])
-    frame = pd.read_csv(tmp_path / "prod/api.csv", parse_dates=["timestamp"], float_precision="round_trip")
+    frame = pd.read_csv(tmp_path / "prod/api.csv", parse_dates=["timestamp"])
     assert frame["timestamp"][0] == pd.Timestamp("2026-11-23T12:00:00Z")
     assert frame["pod"][0] == 'odd "pod", really'
     pd.testing.assert_series_equal(

@@ -24,12 +24,13 @@ Series = tuple[dict[str, str], list[tuple[str, str]]]
 
 
 def matrix(series: list[Series], **more: Any) -> bytes:
-    result = [
-        '{"metric":%s,"values":[%s]}' % (json.dumps(labels), ",".join(f'[{t},"{v}"]' for t, v in samples))
-        for labels, samples in series
-    ]
+    result = []
+    for labels, samples in series:
+        pairs = ",".join(f'[{t},"{v}"]' for t, v in samples)
+        result.append(f'{{"metric":{json.dumps(labels)},"values":[{pairs}]}}')
     tail = "".join(f",{json.dumps(key)}:{json.dumps(value)}" for key, value in more.items())
-    return ('{"status":"success","data":{"resultType":"matrix","result":[%s]}%s}' % (",".join(result), tail)).encode()
+    data = f'{{"resultType":"matrix","result":[{",".join(result)}]}}'
+    return f'{{"status":"success","data":{data}{tail}}}'.encode()
 
 
 def prometheus_text(value: float) -> str:

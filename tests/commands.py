@@ -1,0 +1,79 @@
+"""The product's commands as users type them, run on the session's real servers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import history
+
+from ingestor.core.durations import ChunkSize
+from ingestor.core.time_range import iso
+from ingestor.core.topics import Topics
+from ingestor.kafka import committed_offsets, connect, ensure_topics, has_unread
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+from stream_app.pipeline import GroupBy, Method, View
+
+WHEN = ["--start", iso(history.START_MS), "--end", iso(history.END_MS)]
+
+
+def ingestor(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "ingestor", *arguments]
+
+
+def stream_app(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "stream_app", *arguments]
+
+
+def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and check its exit code."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+def backfill(prometheus: LocalPrometheus, kafka: LocalKafka, prefix: str, *more: str) -> list[str]:
+    return ingestor(
+        "backfill", "--url", prometheus.url, *WHEN, "--preset", "none", "--topic-prefix", prefix,
+        "--bootstrap-servers", kafka.bootstrap_servers, *more,
+    )  # fmt: skip
+
+
+def worker(kafka: LocalKafka, view: View, log: Path) -> Child:
+    """Return a worker of *view* that holds slot 0; it is not started."""
+    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    return Child(stream_app("worker", "--slot", "0", "--web-port", "0", *where, *view_flags(view)), log_path=log)
+
+
+def write_files(kafka: LocalKafka, view: View, storage: Path) -> None:
+    """Write all records of *view* that are committed by now."""
+    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    run(stream_app("files", "--storage", str(storage), "--until-idle", "--idle", "1ms", *where, *view_flags(view)))
+
+
+def wait_until_windowed(kafka: LocalKafka, view: View, *watched: Child, timeout_s: float = 90.0) -> None:
+    """Wait until the view's workers have committed everything that is on the chunk topic."""
+    topic = view.topics.range_chunks
+    partitions = ensure_topics(connect(kafka.bootstrap_servers), view.topics, None)
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        for child in watched:
+            assert child.poll() is None, child.log_tail()
+        offsets = committed_offsets(kafka.bootstrap_servers, view.group_id, topic, partitions)
+        if offsets is not None and not has_unread(kafka.bootstrap_servers, topic, offsets):
+            return
+        time.sleep(0.2)
+    raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
+
+
+def view_of(prefix: str, chunk_size: str, method: Method, *group_by: GroupBy) -> View:
+    return View(ChunkSize.parse(chunk_size), method, group_by=group_by or ("pod",), topics=Topics(prefix))
+
+
+def view_flags(view: View) -> list[str]:
+    flags = ["--chunk-size", str(view.chunk_size), "--method", view.method]
+    return flags + [part for group_by in view.group_by for part in ("--group-by", group_by)]

@@ -1,0 +1,101 @@
+"""Processes that die without a word, in the middle of a backfill: the files are the same, byte for byte."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import files
+import pandas as pd
+from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import PIPE, Child
+from ingestor.local.prometheus import LocalPrometheus
+
+SMALL_RANGES = ["--range-samples", "1000", "--json"]
+
+
+def contents(storage: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(storage)): path.read_bytes() for path in sorted(storage.glob("*/*.csv"))}
+
+
+def undisturbed(kafka: LocalKafka, prometheus: LocalPrometheus, folder: Path) -> dict[str, bytes]:
+    """Return the files of a run without faults, in a single range."""
+    view = view_of("calm", "1m", "mean")
+    run(backfill(prometheus, kafka, "calm"))
+    with worker(kafka, view, folder / "calm.log") as child:
+        wait_until_windowed(kafka, view, child)
+    write_files(kafka, view, folder / "calm")
+    return contents(folder / "calm")
+
+
+def poll_and_kill(command: list[str], after_ranges: int, log: Path) -> int:
+    """Start a backfill and SIGKILL it once it has published so many ranges; return how many it reported."""
+    poller = Child(command, log_path=log, stdout=PIPE)
+    poller.start()
+    ranges = 0
+    for line in poller.stdout:
+        ranges += json.loads(line)["event"] == "range"
+        if ranges >= after_ranges:
+            break
+    poller.kill()
+    assert ranges == after_ranges, f"the job ended too soon to be killed: {poller.log_tail()}"
+    return ranges
+
+
+def kill_after_emissions(child: Child, more: int) -> None:
+    """SIGKILL a worker once it has logged so many more emissions."""
+    seen = child.log_path.read_text().count("windows emitted") + more
+    deadline = time.monotonic() + 60
+    while child.log_path.read_text().count("windows emitted") < seen:
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+        time.sleep(0.01)
+    child.kill()
+
+
+def test_killed_poller_and_worker_give_the_same_files(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """However often poller and worker are killed, every window is there once, and equal to the last bit."""
+    expected = undisturbed(kafka, prometheus, tmp_path)
+    view = view_of("killed", "1m", "mean")
+    command = backfill(prometheus, kafka, "killed", *SMALL_RANGES)
+    poll_and_kill(command, 3, tmp_path / "poller.log")
+    child = worker(kafka, view, tmp_path / "worker.log")
+    child.start()
+    kill_after_emissions(child, 4)
+    child.start()
+    poll_and_kill(command, 4, tmp_path / "poller.log")
+    kill_after_emissions(child, 3)
+    rest = run(command)
+    assert "job goes on" in rest.stderr
+    child.start()
+    kill_after_emissions(child, 5)
+    with child:
+        wait_until_windowed(kafka, view, child)
+    write_files(kafka, view, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == expected
+    files.assert_equal_to_oracle(files.read(tmp_path / "killed", pods=True), samples, "1m", "mean", "pod")
+
+
+def test_killed_files_are_whole_after_the_next_run(
+    kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path
+) -> None:
+    """A file sink killed at any moment leaves no torn row, no row twice and none out."""
+    from commands import stream_app, view_flags  # noqa: PLC0415
+
+    expected = undisturbed(kafka, prometheus, tmp_path)
+    view = view_of("calm", "1m", "mean")
+    storage = tmp_path / "data"
+    where = ["--topic-prefix", "calm", "--bootstrap-servers", kafka.bootstrap_servers]
+    command = stream_app("files", "--storage", str(storage), *where, *view_flags(view))
+    for delay_s in (0.9, 1.1, 1.3, 1.5, 1.8):
+        sink = Child(command, log_path=tmp_path / "files.log")
+        sink.start()
+        time.sleep(delay_s)
+        sink.kill()
+    write_files(kafka, view, storage)
+    assert contents(storage) == expected

@@ -1,0 +1,68 @@
+"""The main job on real servers: every cell of every file is what the samples in Prometheus say."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import files
+import pandas as pd
+import pytest
+from commands import WHEN, backfill, run, stream_app, view_of, wait_until_windowed, worker, write_files
+
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.prometheus import LocalPrometheus
+
+
+@pytest.mark.parametrize(("chunk_size", "method"), [*itertools.product(["1m", "7m"], ["sum", "mean", "median"])])
+def test_every_cell_equals_the_oracle(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path, chunk_size: str, method: str
+) -> None:
+    """Pod rows and service rows of each view are the oracle's, with no row too many or missing."""
+    run(backfill(prometheus, kafka, "matrix"))
+    view = view_of("matrix", chunk_size, method, "pod", "service")
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        wait_until_windowed(kafka, view, child)
+    write_files(kafka, view, tmp_path / "data")
+    for group_by, suffix in (("pod", ""), ("service", ".service")):
+        cells = files.read(tmp_path / "data", pods=group_by == "pod", suffix=suffix)
+        files.assert_equal_to_oracle(cells, samples, chunk_size, method, group_by)
+
+
+def test_dataset_does_it_all(prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path) -> None:
+    """One command with a broker of its own ends with exit code 0 and the oracle's files."""
+    storage = tmp_path / "data"
+    command = stream_app(
+        "dataset", "--url", prometheus.url, *WHEN, "--preset", "none", "--chunk_size", "7t",
+        "--method", "median", "--over-time", "last", "--storage_path", str(storage), "--json",
+    )  # fmt: skip
+    last = json.loads(run(command).stdout.splitlines()[-1])
+    assert (last["event"], last["samples"], last["files"]) == ("finished", len(samples), 5)
+    cells = files.read(storage, pods=True)
+    files.assert_equal_to_oracle(cells, samples, "7m", "median", "pod", over_time="last")
+    assert last["rows"] == len(cells)
+    again = run(command, code=2)
+    assert "holds a finished dataset" in again.stderr
+
+
+def test_dataset_on_a_given_cluster_leaves_nothing_there(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Service rows alone have no pod column; the dataset's own topics are gone afterwards."""
+    from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
+
+    run(stream_app(
+        "dataset", "--url", prometheus.url, *WHEN, "--preset", "none", "--chunk-size", "1m", "--method", "sum",
+        "--group-by", "service", "--storage", str(tmp_path / "data"), "--bootstrap-servers", kafka.bootstrap_servers,
+    ))  # fmt: skip
+    files.assert_equal_to_oracle(files.read(tmp_path / "data", pods=False), samples, "1m", "sum", "service")
+    assert not [name for name in partition_counts(connect(kafka.bootstrap_servers)) if "dataset" in name]
+
+
+def test_the_same_backfill_again_does_nothing(kafka: LocalKafka, prometheus: LocalPrometheus) -> None:
+    """After its end, the same command publishes nothing and says so."""
+    run(backfill(prometheus, kafka, "again"))
+    second = run(backfill(prometheus, kafka, "again", "--json"))
+    assert "job has ended already" in second.stderr
+    assert [json.loads(line)["event"] for line in second.stdout.splitlines()] == ["ended"]

@@ -1,6 +1,0 @@
-"""Makes the unit tests' own helper modules importable."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
