@@ -92,14 +92,16 @@ def _poll(flags: dict[str, Any]) -> None:
     )
     as_json, dry_run = flags.pop("as_json"), flags.pop("dry_run")
     settings = PollerSettings(end=flags.pop("end", None), **flags)
+    preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
     source.check()
     if dry_run:
+        click.echo(preset)
         click.echo(Poller(settings, source).plan())
         return
     display = _display(settings, as_json=as_json)
     if not as_json:
-        click.echo(f"preset {settings.preset}: {PRESETS[settings.preset].description}", err=True)
+        click.echo(preset, err=True)
     with display:
         position = Poller(settings, source, display.show, stop).run()
     display.summary(position)

@@ -74,7 +74,7 @@ class SpelledGroup(click.Group):
             flag, equals, value = arg.partition("=")
             if flag == "--chunk_size" or previous == "--chunk_size":
                 size = arg if previous == "--chunk_size" else value
-                if size.rstrip("0123456789") == "m" and size != "m":
+                if size != "m" and size.lstrip("0123456789") == "m":
                     # There it meant a month, here a minute: a silent change of meaning would be the worst of all.
                     ctx.fail(
                         f"--chunk_size {size} meant {size[:-1]} month(s) in the batch scripts and would mean "

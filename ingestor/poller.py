@@ -170,8 +170,7 @@ class Poller:
         metrics = self._metrics(TimeRange(position.start_ms, max(end_ms, position.start_ms + 1)))
         return (
             f"job {position.job}: {len(metrics)} metrics of {self.settings.selector} from {iso(position.start_ms)} "
-            f"to {iso(end_ms)}{'' if position.end_ms else ', then live'}; "
-            f"about {self._series_near(position):,} series at a time"
+            f"to {iso(end_ms)}{'' if position.end_ms else ', then live'}"
         )
 
     def _run_once(self, admin: AdminClient) -> Position:
@@ -264,7 +263,11 @@ class Poller:
         """Count series where the job's next range may lie: at its beginning and at its end."""
         now_ms = self.source.now_ms()
         instants = {position.position_ms, min(position.end_ms or now_ms, now_ms)}
-        return max(self.source.count_series(self.settings.selector, at_ms) for at_ms in instants)
+        try:
+            return max(self.source.count_series(self.settings.selector, at_ms) for at_ms in instants)
+        except TooManySamples:
+            # Too many to be counted at once: begin with the shortest range, the next ones adapt.
+            return self.settings.target_samples
 
     def _due(self, from_ms: int, position: Position, length_ms: int) -> TimeRange | None:
         if position.end_ms is not None:

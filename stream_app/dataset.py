@@ -52,9 +52,10 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
         IngestorError: a part failed; the same command goes on from there.
     """
     began = time.monotonic()
-    _dry_run(settings.poller_arguments)
+    plan = _dry_run(settings.poller_arguments)
     state = _State.open(settings)
     with display(presence) as shown, ExitStack() as stack:
+        shown.plan(plan)
         bootstrap_servers = settings.bootstrap_servers or stack.enter_context(_local_broker(state, shown))
         view = replace(settings.view, topics=Topics(state.prefix))
         admin = connect(bootstrap_servers)
@@ -69,8 +70,8 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
     return True
 
 
-def _dry_run(poller_arguments: list[str]) -> None:
-    """Let the poller look at the backend before anything is started or written."""
+def _dry_run(poller_arguments: list[str]) -> str:
+    """Let the poller look at the backend before anything is started or written; return what it will read."""
     looked = subprocess.run(
         [sys.executable, "-m", "ingestor", "backfill", "--dry-run", *poller_arguments],
         capture_output=True,
@@ -79,6 +80,7 @@ def _dry_run(poller_arguments: list[str]) -> None:
     )
     if looked.returncode:
         raise _of_child(looked.returncode, looked.stderr)
+    return looked.stdout.strip()
 
 
 def _of_child(code: int, output: str) -> IngestorError:
@@ -253,5 +255,6 @@ class _Parts:
             files.result()
 
     def _on_written(self, progress: FilesProgress) -> None:
-        self.rows, self.files = self._rows_before + progress.rows, progress.files
-        self._shown.written(replace(progress, rows=self.rows))
+        if self._rows_before + progress.rows > self.rows:
+            self.rows, self.files = self._rows_before + progress.rows, progress.files
+            self._shown.written(replace(progress, rows=self.rows))

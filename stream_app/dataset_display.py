@@ -23,6 +23,9 @@ class Display(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+    def plan(self, text: str) -> None:
+        """Say what will be read."""
+
     def step(self, what: str) -> None:
         """Say what is being done."""
 
@@ -51,6 +54,9 @@ class _Lines:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def plan(self, text: str) -> None:
+        click.echo(text, err=True)
+
     def step(self, what: str) -> None:
         log.info(what)
 
@@ -70,6 +76,9 @@ class _Lines:
 
 
 class _Json(_Lines):
+    def plan(self, text: str) -> None:
+        click.echo(orjson.dumps({"event": "plan", "text": text}))
+
     def step(self, what: str) -> None:
         click.echo(orjson.dumps({"event": "step", "what": what}))
 
@@ -108,6 +117,9 @@ class _Bar(_Lines):
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
+    def plan(self, text: str) -> None:
+        self._bar.console.print(text, highlight=False, markup=False)
+
     def step(self, what: str) -> None:
         self._bar.update(self._task, description=what)
 
@@ -120,3 +132,7 @@ class _Bar(_Lines):
 
     def written(self, progress: FilesProgress) -> None:
         self._bar.update(self._task, rows=progress.rows)
+
+    def finish(self, rows: int, files: int, storage: Path, seconds: float) -> None:
+        self._bar.update(self._task, description="finished")
+        super().finish(rows, files, storage, seconds)

@@ -18,7 +18,7 @@ _STALE_MEMBER = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRE
 _REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING"}
 
 
-class Superseded(Exception):  # noqa: N818 - an event, not an error: the partitions have a new owner
+class Superseded(Exception):
     """The group has moved on; nothing was written."""
 
 

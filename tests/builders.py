@@ -20,9 +20,11 @@ def catalogue(partitions: int = PARTITIONS) -> Catalogue:
 def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
     """Return the samples as a source would: a row a series, in time order."""
     rows = []
-    for (namespace, pod, metric, series), part in samples.groupby(["namespace", "pod", "metric", "series"], sort=False):
+    for (namespace, pod, metric, series), found in samples.groupby(
+        ["namespace", "pod", "metric", "series"], sort=False
+    ):
         labels = {"__name__": metric, "namespace": namespace, "pod": pod, "series": str(series)}
-        part = part.sort_values("timestamp")
+        part = found.sort_values("timestamp")
         rows.append((orjson.dumps(labels), part["timestamp"].to_numpy(np.int64), part["value"].to_numpy(float)))
     lengths = [0, *(len(stamps) for _, stamps, _ in rows)]
     return packing.FetchedSeries(
