@@ -6,8 +6,7 @@ The one I/O module that both packages use.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -110,39 +109,33 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None) ->
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(f"topic {name} cannot be made: {reason(error)}") from error
-    _wait_for_leaders(admin, {*partitioned, topics.positions})
+    wait_for_leaders(admin, {*partitioned, topics.positions})
     return wanted
 
 
-def _wait_for_leaders(admin: AdminClient, names: set[str]) -> None:
-    """Wait until every partition's leader answers: a new topic refuses clients for a moment."""
+def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
+    """Wait until every partition's leader answers: a new topic refuses clients for a moment.
+
+    Raises:
+        PublishError: they do not within 30 s.
+    """
     counts = {name: count for name, count in partition_counts(admin).items() if name in names}
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    wanted = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
+    waiting = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
     deadline = time.monotonic() + 30.0
-    while wanted and time.monotonic() < deadline:
-        futures = admin.list_offsets(wanted, request_timeout=CONNECT_TIMEOUT_S)
-        wanted = {partition: wanted[partition] for partition, future in futures.items() if not _answers(future)}
-        time.sleep(0.05 if wanted else 0.0)
-    if wanted or counts.keys() != names:
-        raise PublishError(f"the topics {sorted(names)} have no leaders after 30 s: look at the broker's log")
-
-
-_NO_LEADER_YET = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-)
-
-
-def _answers(future: Future[Any]) -> bool:
-    try:
-        future.result()
-    except KafkaException as error:
-        if error.args[0].code() not in _NO_LEADER_YET:
-            raise PublishError(f"topics cannot be used: {reason(error)}") from error
-        return False
-    return True
+    why = ""
+    while waiting:
+        if time.monotonic() > deadline:
+            raise PublishError(f"the topics {sorted(names)} cannot be used ({why}): look at the broker's log")
+        futures = admin.list_offsets(waiting, request_timeout=CONNECT_TIMEOUT_S)
+        waiting = {}
+        for partition, future in futures.items():
+            try:
+                future.result()
+            except KafkaException as error:
+                waiting[partition], why = latest, reason(error)
+        if waiting:
+            time.sleep(0.05)
 
 
 def assigned_consumer(bootstrap_servers: str, **settings: Any) -> Consumer:

@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import assigned_consumer, connect, reason
+from ingestor.kafka import assigned_consumer, connect, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -131,6 +131,7 @@ def run_files(
         if found is None:
             return FilesProgress()
         ids, partitions = found
+        wait_for_leaders(admin, ids)
         cluster = admin.describe_cluster(request_timeout=_REQUEST_S).result().cluster_id
         storage.open(Identity(cluster, ids, {"format": FORMAT, "group_by": ",".join(sorted(settings.group_by))}))
         sink = CsvSink(storage, settings.group_by)

@@ -91,7 +91,7 @@ def decode_record(value: bytes | None) -> Record:
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
-    if not any(type(value) is not float for value in metrics.values()):
+    if set(map(type, metrics.values())) <= {float}:
         return metrics
     return {name: _number(value) for name, value in metrics.items()}
 

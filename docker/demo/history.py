@@ -11,7 +11,7 @@ from typing import TextIO
 
 import metrics
 
-INTERVAL_MS = 15_000
+INTERVAL_MS = 5_000
 """What most Prometheus servers scrape at."""
 
 TARGET_LABELS: metrics.Labels = (("instance", "workload:8000"), ("job", "workload"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import re
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import given
@@ -15,13 +17,26 @@ from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "docker" / "demo"))
+DEMO = Path(__file__).parents[2] / "docker" / "demo"
 
-import history
-import metrics
-import run as demo
-import tables
-import workload
+
+def demo_modules() -> dict[str, ModuleType]:
+    """Import the demo's programs, whose plain names may also be those of the tests' own helpers."""
+    names = [path.stem for path in DEMO.glob("*.py")]
+    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(DEMO))
+    try:
+        return {name: importlib.import_module(name) for name in names}
+    finally:
+        sys.path.remove(str(DEMO))
+        for name in names:
+            sys.modules.pop(name, None)
+        sys.modules.update(others)
+
+
+_MODULES = demo_modules()
+metrics, history, workload = _MODULES["metrics"], _MODULES["history"], _MODULES["workload"]
+tables, demo = _MODULES["tables"], _MODULES["run"]
 
 NOW_MS = 1_795_460_000_000
 PAST_MS = 6 * metrics.HOUR_MS

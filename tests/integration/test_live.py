@@ -1,0 +1,73 @@
+"""`ingestor run` against a Prometheus that scrapes: live windows, through a restart of the poller."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import files
+import pytest
+import requests
+from commands import ingestor, view_of, worker, write_files
+
+from ingestor.kafka import read_to_end
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+
+POD = "prometheus-0"
+METRIC = "prometheus_tsdb_head_samples_appended_total"
+
+
+@pytest.fixture(scope="module")
+def scraping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """A Prometheus that scrapes itself every second, as a pod."""
+    server = LocalPrometheus(tmp_path_factory.mktemp("scraping"), config=None)
+    server.start()
+    labels = {"namespace": "monitoring", "pod": POD}
+    target = {"targets": [server.url.removeprefix("http://")], "labels": labels}
+    server.stop()
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [{"job_name": "self", "static_configs": [target]}],
+    }
+    with LocalPrometheus(server.data_dir.parent, port=int(server.url.rpartition(":")[2]), config=config) as again:
+        yield again
+
+
+def test_live_windows_hold_every_sample_once(kafka: LocalKafka, scraping: LocalPrometheus, tmp_path: Path) -> None:
+    """A poller that is stopped and started again leaves no gap and no double between its runs."""
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", "live"]
+    flags = ["--settle", "2s", "--poll-interval", "1s", "--include", METRIC, "--url", scraping.url]
+    view = view_of("live", "2s", "sum")
+    poller = Child(ingestor("run", *where, *flags), log_path=tmp_path / "poller.log")
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        for seconds in (8, 8):
+            with poller:
+                time.sleep(seconds)
+            assert poller.poll() == 0, poller.log_tail()
+            time.sleep(3)
+        assert child.poll() is None, child.log_tail()
+        time.sleep(2)
+    write_files(kafka, view, tmp_path / "data")
+    rows = {key[2]: value[METRIC] for key, value in files.read(tmp_path / "data", pods=True).items()}
+    windows = sorted(rows)
+    assert len(windows) >= 6
+    assert windows == list(range(windows[0], windows[-1] + 1, 2000)), "a window is missing"
+    # The first window is cut by the poller's start.
+    for start_ms in windows[1:]:
+        assert math.isclose(rows[start_ms], math.fsum(held(scraping, start_ms)), rel_tol=1e-12)
+    markers = [dict(m.headers() or []) for m in read_to_end(kafka.bootstrap_servers, "live.range-chunks")]
+    edges = [(int(m["start"]), int(m["end"])) for m in markers if m["kind"] == b"marker"]
+    assert all(a[1] == b[0] for a, b in pairwise(edges)), "ranges must adjoin"
+
+
+def held(prometheus: LocalPrometheus, start_ms: int) -> list[float]:
+    """Return the values that Prometheus holds in a window of two seconds."""
+    query = {"query": f'{METRIC}{{pod="{POD}"}}[1999ms]', "time": (start_ms + 1999) / 1000}
+    result = requests.get(f"{prometheus.url}/api/v1/query", params=query, timeout=10).json()["data"]["result"]
+    return [float(value) for _, value in result[0]["values"]]
