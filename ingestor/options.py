@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from ingestor.command_line import set_up_logging
-from ingestor.core.durations import ChunkSize, parse_duration_ms
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
 
 DEFAULT_SELECTOR = '{pod!=""}'
@@ -32,8 +31,21 @@ class _Typed(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-DURATION_MS = _Typed("duration", parse_duration_ms)
-CHUNK_SIZE = _Typed("size", ChunkSize.parse)
+def _duration_ms(text: str) -> int:
+    # Imported where used, like all that loads numpy: --help must not wait for it.
+    from ingestor.core.durations import parse_duration_ms  # noqa: PLC0415
+
+    return parse_duration_ms(text)
+
+
+def _chunk_size(text: str) -> Any:
+    from ingestor.core.durations import ChunkSize  # noqa: PLC0415
+
+    return ChunkSize.parse(text)
+
+
+DURATION_MS = _Typed("duration", _duration_ms)
+CHUNK_SIZE = _Typed("size", _chunk_size)
 
 
 def typed(name: str, parse: Callable[[str], Any]) -> click.ParamType:

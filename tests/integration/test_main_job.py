@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 
 import files
@@ -66,3 +67,19 @@ def test_the_same_backfill_again_does_nothing(kafka: LocalKafka, prometheus: Loc
     second = run(backfill(prometheus, kafka, "again", "--json"))
     assert "job has ended already" in second.stderr
     assert [json.loads(line)["event"] for line in second.stdout.splitlines()] == ["ended"]
+
+
+def test_a_prometheus_with_small_limits_gives_every_sample(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Where a query is refused as too large, its range is halved until it is not; nothing is skipped."""
+    limited = LocalPrometheus(tmp_path / "limited", extra_args=("--query.max-samples=1000",))
+    shutil.copytree(prometheus.data_dir, limited.data_dir, ignore=shutil.ignore_patterns("lock", "queries.active"))
+    view = view_of("limited", "1m", "sum")
+    with limited:
+        done = run(backfill(limited, kafka, "limited"))
+    assert "halving" in done.stderr
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        wait_until_windowed(kafka, view, child)
+    write_files(kafka, view, tmp_path / "data")
+    files.assert_equal_to_oracle(files.read(tmp_path / "data", pods=True), samples, "1m", "sum", "pod")
