@@ -47,5 +47,7 @@ COPY --from=build /opt/podstream /opt/podstream
 COPY --from=build --chown=podstream:podstream /var/cache/podstream /var/cache/podstream
 ENV PATH=/opt/podstream/bin:$PATH NUMBA_CACHE_DIR=/var/cache/podstream NUMBA_CPU_NAME=generic
 USER podstream
+# Faust makes a folder, which stays empty, where it is started.
+WORKDIR /tmp
 ENTRYPOINT ["stream-app"]
 CMD ["--help"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
+from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, say, stop_on_signals
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
@@ -101,7 +101,7 @@ def _poll(flags: dict[str, Any]) -> None:
         return
     display = _display(settings, as_json=as_json)
     if not as_json:
-        click.echo(preset, err=True)
+        say(preset)
     with display:
         position = Poller(settings, source, display.show, stop).run()
     display.summary(position)

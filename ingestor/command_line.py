@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -39,6 +40,13 @@ def run(group: click.Group, environment_prefix: str) -> None:
 def fail(error: IngestorError) -> None:
     """Say in one line what went wrong."""
     click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
+
+
+def say(text: str) -> None:
+    """Write to standard error, wrapped at words where it is a terminal."""
+    if sys.stderr.isatty():
+        text = click.wrap_text(text, shutil.get_terminal_size().columns)
+    click.echo(text, err=True)
 
 
 def stop_on_signals() -> threading.Event:

@@ -138,10 +138,10 @@ _REPLICAS = (
     _Replica("shop", "cart", _fixed("cart-5d8c7b9f4-lw6rp"), 7 * DAY_MS, 33 * HOUR_MS),
     _Replica("shop", "cart", _fixed("cart-5d8c7b9f4-z9m2c"), 7 * DAY_MS, 33 * HOUR_MS + 25 * SECOND_MS),
     _Replica("shop", "cart", _replaced("cart-5d8c7b9f4"), 4 * HOUR_MS, 95 * MINUTE_MS),
-    _Replica("data", "orders-db", _fixed("orders-db-0"), 28 * DAY_MS, 58 * HOUR_MS),
-    _Replica("data", "orders-db", _fixed("orders-db-1"), 28 * DAY_MS, 58 * HOUR_MS + 3 * MINUTE_MS),
-    _Replica("data", "orders-db", _fixed("orders-db-2"), 28 * DAY_MS, 58 * HOUR_MS + 6 * MINUTE_MS),
-    _Replica("data", "stock-report", _scheduled("stock-report"), HOUR_MS, 0, runs_ms=12 * MINUTE_MS),
+    _Replica("backend", "orders-db", _fixed("orders-db-0"), 28 * DAY_MS, 58 * HOUR_MS),
+    _Replica("backend", "orders-db", _fixed("orders-db-1"), 28 * DAY_MS, 58 * HOUR_MS + 3 * MINUTE_MS),
+    _Replica("backend", "orders-db", _fixed("orders-db-2"), 28 * DAY_MS, 58 * HOUR_MS + 6 * MINUTE_MS),
+    _Replica("backend", "stock-report", _scheduled("stock-report"), HOUR_MS, 0, runs_ms=12 * MINUTE_MS),
 )
 
 PROCESS_STARTS_EVERY_MS = {replica.service: replica.every_ms for replica in _REPLICAS if replica.runs_ms}

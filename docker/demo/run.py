@@ -59,18 +59,18 @@ LIVE_LOOK_EVERY_S = 0.5
 MARKER = ".podstream-demo"
 """This file says that a folder is the demo's, and holds the lock of the demo that uses it."""
 
-ALWAYS_RUNNING = ("shop/checkout.csv", "shop/cart.csv", "data/orders-db.csv")
+ALWAYS_RUNNING = ("shop/checkout.csv", "shop/cart.csv", "backend/orders-db.csv")
 """The files that get a row in every window; the report's pods come and go."""
 
-SHOWN_FILE = "data/orders-db.csv"
+SHOWN_FILE = "backend/orders-db.csv"
 SHOWN_ROWS = 6
 WIDTH = 80
 
 LIVE_METRICS = {
     "shop/checkout.csv": "queue_depth",
     "shop/cart.csv": "queue_depth",
-    "data/orders-db.csv": "db_connections",
-    "data/stock-report.csv": "report_rows_total",
+    "backend/orders-db.csv": "db_connections",
+    "backend/stock-report.csv": "report_rows_total",
 }
 """What ``--live`` prints of each file."""
 
