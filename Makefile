@@ -36,7 +36,7 @@ demo: install ## history of a made-up cluster, from Prometheus to files
 demo-live: install ## the same, and on with live metrics
 	$(BIN)/python docker/demo/run.py --live
 
-lock: ## both lock files anew; UPGRADE=--upgrade takes the newest versions that pyproject.toml allows
+lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that pyproject.toml allows
 	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
 	$(find_python); \
 	"$$python" -m venv "$$scratch/venv"; \
@@ -44,9 +44,11 @@ lock: ## both lock files anew; UPGRADE=--upgrade takes the newest versions that 
 	uv="$$scratch/venv/bin/uv"; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml --extra local --extra dev --no-emit-package podstream \
 		--output-file requirements-dev.lock; \
-	"$$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	build=$$("$$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'); \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra local --constraint requirements-dev.lock \
-		--output-file requirements.lock
+		--output-file requirements.lock <<< "$$build"; \
+	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --constraint requirements-dev.lock \
+		--output-file requirements-docker.lock <<< "$$build"
 
 clean: ## remove .venv and what the tools have left in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -13,30 +13,10 @@ COPY ingestor /src/ingestor
 COPY stream_app /src/stream_app
 RUN pip --python /opt/podstream/bin/python install --no-cache-dir --no-deps --no-build-isolation /src
 
-# Two minutes of one series go through the scanner, the packer and every method, so that numba's machine
-# code is in the image. For any processor of the architecture, not for that of the machine that builds.
+# For any processor of the architecture, not for that of the machine that builds.
 ENV NUMBA_CACHE_DIR=/var/cache/podstream NUMBA_CPU_NAME=generic
-RUN /opt/podstream/bin/python -c '\
-from ingestor.catalogue import Catalogue; \
-from ingestor.core import wire; \
-from ingestor.core.chunk import Marker, RangeChunk; \
-from ingestor.core.durations import ChunkSize; \
-from ingestor.core.time_range import TimeRange; \
-from ingestor.packing import FetchedSeries, pack; \
-from ingestor.sources.query_json import read_matrix; \
-from stream_app.pipeline import Pipeline, View; \
-samples = ",".join(f"[{second},\"{second}.12345678901234567\"]" for second in range(120)); \
-answer = "{\"data\":{\"resultType\":\"matrix\",\"result\":[{\"metric\":{\"pod\":\"a\"},\"values\":[" + samples + "]}]}}"; \
-block = read_matrix(answer.encode()).block; \
-catalogue = Catalogue(1, dict, lambda labels: labels["pod"], {}); \
-fetched = FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values); \
-whole = TimeRange(0, 120_000); \
-[chunk] = pack(whole, "warm-up", [fetched], catalogue, partitions=1).partitions[0]; \
-messages = [RangeChunk("warm-up", whole, 0, 0, "warm-up", wire.decode_series(chunk)), \
-            Marker("warm-up", whole, 0, 1, "warm-up", ends_job=False)]; \
-views = [View(ChunkSize.parse("1m"), method, over_time, ("pod", "service")) \
-         for method in ("sum", "mean", "median") for over_time in ("pooled", "last")]; \
-[[pipeline.feed(*message) for message in enumerate(messages)] for pipeline in [Pipeline(view, 0, "") for view in views]]'
+COPY docker/warm_up.py /src/docker/
+RUN /opt/podstream/bin/python /src/docker/warm_up.py
 
 
 FROM python:3.11.14-slim-bookworm
@@ -47,7 +27,5 @@ COPY --from=build /opt/podstream /opt/podstream
 COPY --from=build --chown=podstream:podstream /var/cache/podstream /var/cache/podstream
 ENV PATH=/opt/podstream/bin:$PATH NUMBA_CACHE_DIR=/var/cache/podstream NUMBA_CPU_NAME=generic
 USER podstream
-# Faust makes a folder, which stays empty, where it is started.
-WORKDIR /tmp
 ENTRYPOINT ["stream-app"]
 CMD ["--help"]

@@ -9,7 +9,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError, PublishError
@@ -20,6 +20,9 @@ DEFAULT_PARTITIONS = 8
 
 CONNECT_TIMEOUT_S = 10.0
 """A broker that does not answer for so long is not there."""
+
+_READ_TO_END_S = 90.0
+"""Longer than a crashed writer's transaction stays open (30 s)."""
 
 COMPACTED = {"cleanup.policy": "compact"}
 DELETED_WITH_AGE = {"cleanup.policy": "delete"}
@@ -155,25 +158,47 @@ def assigned_consumer(bootstrap_servers: str, **settings: Any) -> Consumer:
 def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Iterator[Message]:
     """Yield the committed messages of a partition from its beginning to its end as of now.
 
+    An open transaction of another writer hides what was committed behind it: wait
+    until it has ended, or what is yielded would be older than it looks.
+
     Raises:
-        PublishError: the broker stopped answering.
+        PublishError: the broker stopped answering, or a transaction stays open.
     """
     consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
     try:
-        consumer.assign([TopicPartition(topic, partition, 0)])
-        deadline = time.monotonic() + 60.0
-        while time.monotonic() < deadline:
+        at = TopicPartition(topic, partition, 0)
+        end = _high_watermark(bootstrap_servers, topic, partition)
+        consumer.assign([at])
+        deadline = time.monotonic() + _READ_TO_END_S
+        while end > 0:
             message = consumer.poll(1.0)
+            if time.monotonic() > deadline:
+                raise PublishError(
+                    f"{topic} cannot be read to its end within {_READ_TO_END_S:.0f} s: look at the broker's log"
+                )
             if message is None:
                 continue
             if error := message.error():
-                if error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+                if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+                    raise PublishError(f"{topic} cannot be read: {reason(error)}")
+                if (message.offset() or 0) >= end:
                     return
-                raise PublishError(f"{topic} cannot be read: {reason(error)}")
+                continue
             yield message
-        raise PublishError(f"{topic} cannot be read to its end within 60 s: look at the broker's log")
+    except KafkaException as error:
+        raise PublishError(f"{topic} cannot be read: {reason(error)}") from error
     finally:
         consumer.close()
+
+
+def _high_watermark(bootstrap_servers: str, topic: str, partition: int) -> int:
+    """Return the offset behind the last message, committed or not."""
+    admin = AdminClient(client_config(bootstrap_servers))
+    at, latest = TopicPartition(topic, partition), OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    futures = admin.list_offsets(
+        {at: latest}, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CONNECT_TIMEOUT_S
+    )
+    return int(futures[at].result().offset)
 
 
 def latest_by_key(bootstrap_servers: str, topic: str) -> Mapping[bytes, bytes]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import tenacity
 from confluent_kafka.admin import AdminClient
@@ -26,6 +26,7 @@ from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
 from ingestor.publisher import Publisher
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.retrying import RetryingSource, log_retry
 from ingestor.throttle import Throttle
 from ingestor.workloads import service_of
 
@@ -132,13 +133,14 @@ class Poller:
         settings: what to read.
         source: where from.
         on_progress: called after every published range.
-        stop: set it to end after the range that is being published.
+        stop: set it to end soon; what was published stays, what is being read is read again next time.
     """
 
     settings: PollerSettings
     source: Source
     on_progress: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
+    _last: Position | None = field(default=None, init=False)
 
     def run(self) -> Position:
         """Publish until the job's end (or *stop*); return where it stands.
@@ -147,17 +149,24 @@ class Poller:
             ConfigError: nothing can be read as asked; nothing was published.
             IngestorError: gave up; the same command goes on from the last published range.
         """
+        patience_s = None if self.settings.end is None else _BACKFILL_PATIENCE_S
+        self.source = RetryingSource(self.source, self.stop, patience_s)
         admin = connect(self.settings.bootstrap_servers)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(PublishError),
-            wait=_wait_s,
+            wait=tenacity.wait_exponential_jitter(initial=0.5, max=30.0),
             stop=tenacity.stop_when_event_set(self.stop)
             | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
             sleep=tenacity.sleep_using_event(self.stop),
-            before_sleep=_log_retry,
+            before_sleep=log_retry,
             reraise=True,
         )
-        return retrying(self._run_once, admin)
+        try:
+            return retrying(self._run_once, admin)
+        except (PublishError, SourceUnavailable):
+            if self._last is None or not self.stop.is_set():
+                raise
+            return self._last
 
     def plan(self) -> str:
         """Return in words what the first run of this command would read; nothing is published.
@@ -176,8 +185,11 @@ class Poller:
     def _run_once(self, admin: AdminClient) -> Position:
         settings = self.settings
         ensured = ensure_topics(admin, settings.topics, settings.partitions)
-        publisher = Publisher(settings.bootstrap_servers, settings.topics, settings.job)
-        publisher.start()
+        with Publisher(settings.bootstrap_servers, settings.topics, settings.job) as publisher:
+            return self._go_on(publisher, ensured)
+
+    def _go_on(self, publisher: Publisher, ensured: int) -> Position:
+        settings = self.settings
         stored = read_positions(settings.bootstrap_servers, settings.topics).get(settings.job)
         position = stored or self._first_position(ensured)
         if position.partitions != ensured:
@@ -190,10 +202,10 @@ class Poller:
             log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
             return position
         if stored is not None:
+            self._last = stored
             log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
-        reader = RangeReader(settings, self.source, ensured, self.stop)
-        with ThreadPoolExecutor(1, "next-range") as ahead:
-            return self._publish_ranges(publisher, reader, position, ahead)
+        with RangeReader(settings, self.source, ensured, self.stop) as reader:
+            return self._publish_ranges(publisher, reader, position)
 
     def _first_position(self, partitions: int) -> Position:
         """Resolve the job's bounds, once; they are stored with the first range."""
@@ -232,9 +244,7 @@ class Poller:
         # "now" itself is wanted as it is: flooring it to the hour would hold back up to an hour.
         return floor_ms(point.time_ms, 1000 if text == "now" else _HOUR_MS)
 
-    def _publish_ranges(
-        self, publisher: Publisher, reader: RangeReader, position: Position, ahead: ThreadPoolExecutor
-    ) -> Position:
+    def _publish_ranges(self, publisher: Publisher, reader: RangeReader, position: Position) -> Position:
         length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
         reading: Future[PackedRange] | None = None
         due = self._due(position.position_ms, position, length_ms)
@@ -245,18 +255,17 @@ class Poller:
                 due = self._due(position.position_ms, position, length_ms)
                 continue
             began = time.monotonic()
-            packed = (reading or ahead.submit(reader.read, due)).result()
-            reading = None
+            packed = (reading or reader.start(due)).result()
+            if self.stop.is_set():
+                # A range that was being read when the stop came may be cut short.
+                break
             length_ms = schedule.next_length_ms(
                 length_ms, packed.time_range, packed.samples, self.settings.target_samples
             )
             due = self._due(packed.time_range.end_ms, position, length_ms)
-            if due is not None and not self.stop.is_set():
-                reading = ahead.submit(reader.read, due)
-            position = publisher.publish(packed, position)
+            reading = None if due is None else reader.start(due)
+            position = self._last = publisher.publish(packed, position)
             self._report(packed, position, time.monotonic() - began)
-            if self.stop.is_set():
-                break
         return position
 
     def _series_near(self, position: Position) -> int:
@@ -312,15 +321,18 @@ class RangeReader:
         )
         self._throttle = Throttle(settings.max_samples_per_second, stop)
         self._requests = ThreadPoolExecutor(settings.concurrency, "request")
-        patience = tenacity.stop_never if settings.end is None else tenacity.stop_after_delay(_BACKFILL_PATIENCE_S)
-        self._retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(SourceUnavailable),
-            wait=_wait_s,
-            stop=tenacity.stop_when_event_set(stop) | patience,
-            sleep=tenacity.sleep_using_event(stop),
-            before_sleep=_log_retry,
-            reraise=True,
-        )
+        self._ranges = ThreadPoolExecutor(1, "range")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._ranges, self._requests):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def start(self, time_range: TimeRange) -> Future[PackedRange]:
+        """Begin to read a range; ranges are read one after the other."""
+        return self._ranges.submit(self.read, time_range)
 
     def read(self, time_range: TimeRange) -> PackedRange:
         """Fetch and pack one range.
@@ -329,8 +341,7 @@ class RangeReader:
             SourceError: the backend cannot give it.
         """
         self._catalogue.forget_if_large()
-        names = self._retrying(self._source.metric_names, self._settings.selector, time_range)
-        metrics = wanted_metrics(self._settings, names)
+        metrics = wanted_metrics(self._settings, self._source.metric_names(self._settings.selector, time_range))
         fetched: list[FetchedSeries] = []
         for blocks in self._requests.map(lambda metric: list(self._fetch(metric, time_range)), metrics):
             fetched += [
@@ -343,7 +354,7 @@ class RangeReader:
         """Yield the metric's samples; where the backend refuses so many, of one half after the other."""
         selector = self._settings.selector.with_matchers(*self._preset.matchers(metric))
         try:
-            block = self._retrying(self._source.fetch, selector, metric, time_range)
+            block = self._source.fetch(selector, metric, time_range)
         except TooManySamples as error:
             if time_range.length_ms <= _SHORTEST_SPLIT_MS:
                 raise
@@ -368,19 +379,3 @@ def wanted_metrics(settings: PollerSettings, names: list[str]) -> list[str]:
         for name in names
         if (not include or any(p.fullmatch(name) for p in include)) and not any(p.fullmatch(name) for p in exclude)
     ]
-
-
-_backoff_s = tenacity.wait_exponential_jitter(initial=0.5, max=30.0)
-
-
-def _wait_s(state: tenacity.RetryCallState) -> float:
-    """Return the exponential wait, or as long as the backend asked for."""
-    error = state.outcome.exception() if state.outcome else None
-    asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
-    return max(_backoff_s(state), asked_s or 0.0)
-
-
-def _log_retry(state: tenacity.RetryCallState) -> None:
-    error = state.outcome.exception() if state.outcome else None
-    wait_s = state.next_action.sleep if state.next_action else 0.0
-    log.warning("trying again", extra={"error": str(error), "in_s": round(wait_s, 1)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 from confluent_kafka import KafkaException, Producer
 
@@ -46,15 +47,23 @@ class Publisher:
             }
         )
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         """End what a crashed predecessor left open, and fence it if it still runs.
 
         Read the position after this, not before: the predecessor may have moved it.
+
+        Raises:
+            PublishError: Kafka gives no transactions.
         """
         try:
             self._producer.init_transactions(_TIMEOUT_S)
         except KafkaException as error:
             raise PublishError(f"Kafka gives no transactions: {reason(error)}") from error
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Every publish has ended its transaction, or has failed: nothing waits that anyone still wants sent.
+        self._producer.purge()
 
     def publish(self, packed: PackedRange, position: Position) -> Position:
         """Write one range, and with the last one the job's end; return the new position.

@@ -15,7 +15,7 @@ import faust
 from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.errors import IngestorError, MalformedMessage
-from stream_app.faust_transport import Transport, group_metadata
+from stream_app.faust_transport import App, Transport, group_metadata
 from stream_app.pipeline import Emission, Pipeline, View
 from stream_app.transactions import Superseded, Transactions
 
@@ -74,7 +74,7 @@ class Worker:
             raise crash
 
     def _faust_app(self, settings: WorkerSettings) -> faust.App:
-        app = faust.App(
+        app = App(
             self._view.group_id,
             broker=[f"kafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
             store="memory://",

@@ -44,6 +44,13 @@ class Transport(driver.Transport):
     Consumer = _Consumer
 
 
+class App(faust.App):
+    """A Faust app without tables, which would keep a folder for them where it is started."""
+
+    def _create_directories(self) -> None:
+        pass
+
+
 def group_metadata(app: faust.App, generation_id: int) -> bytes:
     """Return this worker's membership as confluent-kafka's ``send_offsets_to_transaction`` wants it.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -16,8 +17,9 @@ from commands import ingestor, view_of, worker, write_files
 
 from ingestor.kafka import read_to_end
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import Child
+from ingestor.local.processes import PIPE, Child
 from ingestor.local.prometheus import LocalPrometheus
+from stream_app.records import decode_record
 
 POD = "prometheus-0"
 METRIC = "prometheus_tsdb_head_samples_appended_total"
@@ -36,6 +38,12 @@ def scraping(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPromethe
         "scrape_configs": [{"job_name": "self", "static_configs": [target]}],
     }
     with LocalPrometheus(server.data_dir.parent, port=int(server.url.rpartition(":")[2]), config=config) as again:
+        deadline = time.monotonic() + 30
+        while not instant(again, f'{METRIC}{{pod="{POD}"}}'):
+            assert time.monotonic() < deadline, "nothing was scraped"
+            time.sleep(0.2)
+        # The poller stays two seconds behind: all that it reads has samples.
+        time.sleep(3)
         yield again
 
 
@@ -44,15 +52,21 @@ def test_live_windows_hold_every_sample_once(kafka: LocalKafka, scraping: LocalP
     where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", "live"]
     flags = ["--settle", "2s", "--poll-interval", "1s", "--include", METRIC, "--url", scraping.url]
     view = view_of("live", "2s", "sum")
-    poller = Child(ingestor("run", *where, *flags), log_path=tmp_path / "poller.log")
+    poller = Child(ingestor("run", "--json", *where, *flags), log_path=tmp_path / "poller.log", stdout=PIPE)
     with worker(kafka, view, tmp_path / "worker.log") as child:
-        for seconds in (8, 8):
-            with poller:
-                time.sleep(seconds)
-            assert poller.poll() == 0, poller.log_tail()
+        began_ms = 0
+        for wanted_ms in (6_000, 16_000):
+            poller.start()
+            for line in poller.stdout:
+                event = json.loads(line)
+                began_ms = began_ms or event["start_ms"]
+                if event["end_ms"] - began_ms >= wanted_ms:
+                    break
+            assert poller.stop() == 0, poller.log_tail()
+            # What Prometheus scrapes meanwhile is read by the next run.
             time.sleep(3)
-        assert child.poll() is None, child.log_tail()
-        time.sleep(2)
+        # The last whole window before the poller's position closes with it.
+        wait_for_window(kafka, event["end_ms"] // 2000 * 2000, child)
     write_files(kafka, view, tmp_path / "data")
     rows = {key[2]: value[METRIC] for key, value in files.read(tmp_path / "data", pods=True).items()}
     windows = sorted(rows)
@@ -66,8 +80,25 @@ def test_live_windows_hold_every_sample_once(kafka: LocalKafka, scraping: LocalP
     assert all(a[1] == b[0] for a, b in pairwise(edges)), "ranges must adjoin"
 
 
+def wait_for_window(kafka: LocalKafka, end_ms: int, child: Child) -> None:
+    """Wait until the window that ends at *end_ms* is on the sink topic."""
+    deadline = time.monotonic() + 30
+    while True:
+        messages = [m for p in range(8) for m in read_to_end(kafka.bootstrap_servers, "live.pods", p)]
+        if any(decode_record(message.value()).window_end_ms == end_ms for message in messages):
+            return
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+
+
 def held(prometheus: LocalPrometheus, start_ms: int) -> list[float]:
     """Return the values that Prometheus holds in a window of two seconds."""
-    query = {"query": f'{METRIC}{{pod="{POD}"}}[1999ms]', "time": (start_ms + 1999) / 1000}
-    result = requests.get(f"{prometheus.url}/api/v1/query", params=query, timeout=10).json()["data"]["result"]
-    return [float(value) for _, value in result[0]["values"]]
+    found = instant(prometheus, f'{METRIC}{{pod="{POD}"}}[1999ms]', (start_ms + 1999) / 1000)
+    return [float(value) for series in found for _, value in series["values"]]
+
+
+def instant(prometheus: LocalPrometheus, query: str, time_s: float | None = None) -> list[dict[str, Any]]:
+    """Return what Prometheus answers to a query."""
+    parameters = {"query": query, "time": time_s} if time_s else {"query": query}
+    answer = requests.get(f"{prometheus.url}/api/v1/query", params=parameters, timeout=10)
+    return answer.json()["data"]["result"]

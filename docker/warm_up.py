@@ -1,0 +1,29 @@
+"""Run every compiled kernel once, so that numba's machine code is in the image: two minutes of one series."""
+
+from ingestor.catalogue import Catalogue
+from ingestor.core import wire
+from ingestor.core.chunk import Marker, RangeChunk
+from ingestor.core.durations import ChunkSize
+from ingestor.core.time_range import TimeRange
+from ingestor.packing import FetchedSeries, pack
+from ingestor.sources.query_json import read_matrix
+from stream_app.pipeline import Pipeline, View
+from stream_app.windows import METHODS, OVER_TIME
+
+WHOLE = TimeRange(0, 120_000)
+
+samples = ",".join(f'[{second},"{second}.12345678901234567"]' for second in range(120))
+answer = f'{{"data":{{"resultType":"matrix","result":[{{"metric":{{"pod":"a"}},"values":[{samples}]}}]}}}}'
+block = read_matrix(answer.encode()).block
+catalogue = Catalogue(1, dict, lambda labels: labels["pod"], {})
+fetched = FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
+[chunk] = pack(WHOLE, "warm-up", [fetched], catalogue, partitions=1).partitions[0]
+messages = [
+    RangeChunk("warm-up", WHOLE, 0, 0, "warm-up", wire.decode_series(chunk)),
+    Marker("warm-up", WHOLE, 0, 1, "warm-up", ends_job=False),
+]
+for method in METHODS:
+    for over_time in OVER_TIME:
+        pipeline = Pipeline(View(ChunkSize.parse("1m"), method, over_time, ("pod", "service")), 0, "")
+        for offset, message in enumerate(messages):
+            pipeline.feed(offset, message)

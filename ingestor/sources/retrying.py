@@ -1,0 +1,80 @@
+"""A source that waits and asks again while its backend cannot be reached."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tenacity
+
+from ingestor.core.errors import SourceUnavailable
+from ingestor.core.time_range import TimeRange
+from ingestor.selector import Selector
+from ingestor.sources.base import SeriesBlock, Source
+
+_Answer = TypeVar("_Answer")
+
+log = logging.getLogger(__name__)
+
+_backoff_s = tenacity.wait_exponential_jitter(initial=0.5, max=30.0)
+
+
+class RetryingSource:
+    """Passes every question on, again and again while the answer is `SourceUnavailable`.
+
+    Args:
+        source: who answers.
+        stop: when set, the last error is raised at once.
+        patience_s: give up after so many seconds of one question; None: never.
+    """
+
+    def __init__(self, source: Source, stop: threading.Event, patience_s: float | None) -> None:
+        self._source = source
+        self._retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(SourceUnavailable),
+            wait=_wait_s,
+            stop=tenacity.stop_when_event_set(stop)
+            | (tenacity.stop_never if patience_s is None else tenacity.stop_after_delay(patience_s)),
+            sleep=tenacity.sleep_using_event(stop),
+            before_sleep=log_retry,
+            reraise=True,
+        )
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def now_ms(self) -> int:
+        return self._ask(self._source.now_ms)
+
+    def metric_names(self, selector: Selector, time_range: TimeRange) -> list[str]:
+        return self._ask(self._source.metric_names, selector, time_range)
+
+    def count_series(self, selector: Selector, at_ms: int) -> int:
+        return self._ask(self._source.count_series, selector, at_ms)
+
+    def metric_types(self) -> dict[str, str]:
+        return self._ask(self._source.metric_types)
+
+    def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
+        return self._ask(self._source.fetch, selector, metric, time_range)
+
+    def _ask(self, question: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        # A copy counts its own attempts: questions are asked from several threads, for years.
+        return self._retrying.copy()(question, *arguments)
+
+
+def log_retry(state: tenacity.RetryCallState) -> None:
+    """Log why something is tried again, and when."""
+    error = state.outcome.exception() if state.outcome else None
+    wait_s = state.next_action.sleep if state.next_action else 0.0
+    log.warning("trying again", extra={"error": str(error), "in_s": round(wait_s, 1)})
+
+
+def _wait_s(state: tenacity.RetryCallState) -> float:
+    """Return the exponential wait, or as long as the backend asked for."""
+    error = state.outcome.exception() if state.outcome else None
+    asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
+    return max(_backoff_s(state), asked_s or 0.0)
