@@ -16,8 +16,15 @@ from ingestor.presets import Labels
 
 _LABELS = pa.map_(pa.string(), pa.string())
 
-_FORGET_ABOVE = 4_000_000
-"""Series remembered at most; beyond it all are worked out anew, which bounds the memory of a year of pod churn."""
+_FORGET_ABOVE = 2_000_000
+_FORGET_ABOVE_BYTES = 1_000_000_000
+"""Series, and bytes of labels, remembered at most; beyond it all are worked out anew. That bounds the memory of a
+year of pod churn, and keeps the labels below what Arrow's 32-bit offsets can reach."""
+
+_TAKE_IN_ROWS = 20_000
+"""As Python objects a series needs kilobytes, as columns some hundred bytes."""
+
+_LABEL_PARTS = 16
 
 _SUFFIX_TYPES = {"_total": "counter", "_count": "counter", "_sum": "counter", "_bucket": "counter"}
 
@@ -52,7 +59,8 @@ class Catalogue:
         self._codes = np.empty((0, len(self._names)), np.int32)
         self._fingerprints = np.empty(0, np.uint64)
         self._partition = np.empty(0, np.int32)
-        self._labels = pa.array([], _LABELS)
+        self._labels = [pa.array([], _LABELS)]
+        self._label_bytes = 0
         self.without_pod = 0
 
     def ids(self, label_sets: list[bytes]) -> Int64Array:
@@ -62,7 +70,7 @@ class Catalogue:
 
     def forget_if_large(self) -> None:
         """Start afresh when too much is remembered; numbers given out before are void."""
-        if len(self._ids) > _FORGET_ABOVE:
+        if len(self._ids) > _FORGET_ABOVE or self._label_bytes > _FORGET_ABOVE_BYTES:
             self._clear()
 
     def partition(self, ids: Int64Array) -> Int64Array:
@@ -76,7 +84,10 @@ class Catalogue:
         columns: dict[str, Any] = {
             field: pool.dictionary(self._codes[ids, i]) for i, (field, pool) in enumerate(self._names.items())
         }
-        return columns | {"labels": self._labels.take(pa.array(ids)), "fingerprint": self._fingerprints[ids]}
+        labels = pa.chunked_array(self._labels).take(pa.array(ids)).combine_chunks()
+        if isinstance(labels, pa.ChunkedArray):
+            labels = pa.concat_arrays(labels.chunks) if labels.num_chunks else pa.array([], _LABELS)
+        return columns | {"labels": labels, "fingerprint": self._fingerprints[ids]}
 
     def _learn(self, label_set: bytes) -> int:
         labels = self._rewrite(orjson.loads(label_set))
@@ -98,6 +109,9 @@ class Catalogue:
         number = len(self._partition) + len(self._new_rows)
         self._new_rows.append((codes, int.from_bytes(digest, "little"), partition, pairs))
         self._ids[label_set] = number
+        self._label_bytes += len(label_set)
+        if len(self._new_rows) >= _TAKE_IN_ROWS:
+            self._take_in()
         return number
 
     def _type(self, metric: str) -> str:
@@ -114,7 +128,9 @@ class Catalogue:
         self._codes = np.concatenate([self._codes, np.array(codes, np.int32)])
         self._fingerprints = np.concatenate([self._fingerprints, np.array(fingerprints, np.uint64)])
         self._partition = np.concatenate([self._partition, np.array(partitions, np.int32)])
-        self._labels = pa.concat_arrays([self._labels, pa.array(labels, _LABELS)])
+        self._labels.append(pa.array(labels, _LABELS))
+        if len(self._labels) > _LABEL_PARTS:
+            self._labels = [pa.concat_arrays(self._labels)]
 
 
 class _Pool:

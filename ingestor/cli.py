@@ -78,12 +78,39 @@ def run_command(**flags: Any) -> None:
     _poll(flags)
 
 
+@cli.command()
+@click.argument("job")
+@kafka_options
+@logging_option
+def cancel(job: str, bootstrap_servers: str, topics: Any) -> None:
+    """Give up JOB, which will never go on, so that it holds nothing back.
+
+    What it has published stays; the window that its end cuts is marked partial.
+    """
+    from ingestor.core.errors import ConfigError  # noqa: PLC0415
+    from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
+    from ingestor.positions import read_positions  # noqa: PLC0415
+    from ingestor.publisher import Publisher  # noqa: PLC0415
+
+    known = topics.positions in partition_counts(connect(bootstrap_servers))
+    if not known or job not in read_positions(bootstrap_servers, topics):
+        raise ConfigError(f"{topics.positions} knows no job {job}: give the name that ingestor backfill printed")
+    with Publisher(bootstrap_servers, topics, job) as publisher:
+        # Read again: only now can no other poller move it.
+        position = read_positions(bootstrap_servers, topics)[job]
+        if position.ended:
+            click.echo(f"{job} has ended already", err=True)
+            return
+        position = publisher.cancel(position)
+    click.echo(f"{job} is cancelled at {position.samples:,} samples", err=True)
+
+
 def _poll(flags: dict[str, Any]) -> None:
     from ingestor.poller import Poller, PollerSettings  # noqa: PLC0415
     from ingestor.presets import PRESETS  # noqa: PLC0415
-    from ingestor.sources.http_query import HttpQuerySource  # noqa: PLC0415
+    from ingestor.sources.registry import SOURCES  # noqa: PLC0415
 
-    source = HttpQuerySource(
+    source = SOURCES[flags.pop("source")](
         flags["url"],
         timeout_s=flags.pop("timeout_ms") / 1000,
         bearer_token_file=flags.pop("bearer_token_file"),

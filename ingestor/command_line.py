@@ -16,6 +16,11 @@ from ingestor.core.errors import IngestorError
 
 EXIT_INTERRUPTED = 130
 
+_OUR_PACKAGES = ("ingestor", "stream_app")
+
+_REPEAT_S = 10.0
+_REPEATS_KEPT = 1000
+
 _PLAIN_FIELDS = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
@@ -32,6 +37,11 @@ def run(group: click.Group, environment_prefix: str) -> None:
     except IngestorError as error:
         fail(error)
         code = error.exit_code
+    except Exception as error:
+        # Whoever runs this gets a line, not a traceback.
+        fail(IngestorError(f"{type(error).__name__}: {error} (--log-level debug shows where)"))
+        logging.getLogger("ingestor").debug("unexpected", exc_info=True)
+        code = IngestorError.exit_code
     sys.stdout.flush()
     # Requests in flight and librdkafka's threads must not hold an interrupted process.
     os._exit(code if isinstance(code, int) else 0)
@@ -96,9 +106,30 @@ def set_up_logging(level: str) -> None:
     """Log events with their fields to standard error, one line each."""
     handler = logging.StreamHandler()
     handler.setFormatter(_EventFormatter())
+    handler.addFilter(_OtherLibrariesOncePer(_REPEAT_S))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    for package in ("ingestor", "stream_app"):
+    for package in _OUR_PACKAGES:
         logging.getLogger(package).setLevel(level.upper())
+
+
+class _OtherLibrariesOncePer(logging.Filter):
+    """Lets a message of another library through once in so many seconds: a broker that is away makes a hundred each."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+        self._last: dict[tuple[str, str], float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.partition(".")[0] in _OUR_PACKAGES:
+            return True
+        key = record.name, str(record.msg)
+        if record.created - self._last.get(key, 0.0) < self._seconds:
+            return False
+        if len(self._last) > _REPEATS_KEPT:
+            self._last.clear()
+        self._last[key] = record.created
+        return True
 
 
 class _EventFormatter(logging.Formatter):

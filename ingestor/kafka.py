@@ -24,6 +24,9 @@ CONNECT_TIMEOUT_S = 10.0
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
 
+FOREVER_MS = -1
+"""Kafka's own spelling of a retention without end."""
+
 COMPACTED = {"cleanup.policy": "compact"}
 DELETED_WITH_AGE = {"cleanup.policy": "delete"}
 
@@ -32,7 +35,7 @@ def client_config(bootstrap_servers: str) -> dict[str, Any]:
     """Return what every confluent-kafka client of ours is given."""
     return {
         "bootstrap.servers": bootstrap_servers,
-        # librdkafka prints to stderr by itself; we raise what matters.
+        # Only what is fatal is printed by librdkafka itself; we raise what matters.
         "log_level": 2,
         "client.id": "podstream",
     }
@@ -77,13 +80,14 @@ def _topics(admin: AdminClient) -> dict[str, Any]:
         raise PublishError(f"no Kafka broker answers ({reason(error)})") from error
 
 
-def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None) -> int:
+def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, retention_ms: int | None = None) -> int:
     """Make the pipeline's topics where missing and return their number of partitions.
 
     Args:
         admin: a client of the cluster.
         topics: the names.
         partitions: wanted for new topics, or None: what the existing ones have, else 8.
+        retention_ms: of new topics, or None: the broker's default.
 
     Raises:
         ConfigError: the existing topics have another number of partitions than wanted,
@@ -99,8 +103,9 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None) ->
                 f"topic {name} has {count} partitions, not {wanted}: a pod must never change its partition; "
                 "choose another --topic-prefix, or delete the prefix's topics"
             )
+    config = DELETED_WITH_AGE | ({} if retention_ms is None else {"retention.ms": str(retention_ms)})
     missing = [
-        NewTopic(name, num_partitions=wanted, replication_factor=-1, config=DELETED_WITH_AGE)
+        NewTopic(name, num_partitions=wanted, replication_factor=-1, config=config)
         for name in partitioned
         if name not in existing
     ]

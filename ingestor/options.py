@@ -62,8 +62,8 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
         import yaml  # noqa: PLC0415 - only who has a file pays for it
 
         try:
-            content = yaml.safe_load(path.read_text())
-        except (OSError, yaml.YAMLError) as error:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise click.BadParameter(f"{path} cannot be read: {error}") from error
         group = ctx.command
         if not isinstance(group, click.Group) or not isinstance(content, dict):
@@ -84,6 +84,8 @@ def _flags(group: click.Group, command: str, section: Any, path: Path) -> dict[s
     known = {p.name for p in group.commands[command].params} if command in group.commands else None
     if known is None:
         raise click.BadParameter(f"{path}: {command!r} is none of the commands {', '.join(group.commands)}")
+    if not isinstance(section or {}, dict):
+        raise click.BadParameter(f"{path}: {command} must hold its settings as key: value")
     flags = {str(key).replace("-", "_"): value for key, value in (section or {}).items()}
     if unknown := sorted(flags.keys() - known):
         raise click.BadParameter(
@@ -146,6 +148,13 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what is read, and how Prometheus is asked."""
     options: list[Callable[..., Any]] = [
         click.option("--url", required=True, metavar="URL", help="Prometheus, like http://127.0.0.1:9090."),
+        click.option(
+            "--source",
+            type=click.Choice(["auto", "query", "remote-read"]),
+            default="auto",
+            show_default=True,
+            help="How samples are read; auto asks the backend what it can do.",
+        ),
         click.option(
             "--match",
             "selector",

@@ -20,7 +20,7 @@ from ingestor.core.durations import ChunkSize, parse_time
 from ingestor.core.errors import ConfigError, PublishError, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, floor_ms, iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import connect, ensure_topics
+from ingestor.kafka import connect, ensure_topics, partition_counts
 from ingestor.packing import FetchedSeries, PackedRange, pack
 from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
 from ingestor.publisher import Publisher
@@ -36,6 +36,8 @@ _HOUR_MS = 3_600_000
 _SHORTEST_SPLIT_MS = 1_000
 _BACKFILL_PATIENCE_S = 600.0
 """A backfill gives up when the backend has not answered a request for so long; a live poller never does."""
+
+_SELECTION = ("url", "match", "include", "exclude", "preset")
 
 _PUBLISH_ATTEMPTS = 10
 """A backfill gives up after so many failures of Kafka; a live poller never does."""
@@ -153,7 +155,7 @@ class Poller:
         self.source = RetryingSource(self.source, self.stop, patience_s)
         admin = connect(self.settings.bootstrap_servers)
         retrying = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(PublishError),
+            retry=tenacity.retry_if_exception_type(self._passing_errors()),
             wait=tenacity.wait_exponential_jitter(initial=0.5, max=30.0),
             stop=tenacity.stop_when_event_set(self.stop)
             | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
@@ -167,6 +169,10 @@ class Poller:
             if self._last is None or not self.stop.is_set():
                 raise
             return self._last
+
+    def _passing_errors(self) -> tuple[type[Exception], ...]:
+        """Return what is tried again as a whole: for good while live, for a backfill only what Kafka refuses."""
+        return (PublishError,) if self.settings.end is not None else (PublishError, SourceUnavailable, TooManySamples)
 
     def plan(self) -> str:
         """Return in words what the first run of this command would read; nothing is published.
@@ -184,6 +190,9 @@ class Poller:
 
     def _run_once(self, admin: AdminClient) -> Position:
         settings = self.settings
+        if settings.topics.positions not in partition_counts(admin):
+            # What cannot be read as asked is refused before anything is made.
+            self._first_position(partitions=1)
         ensured = ensure_topics(admin, settings.topics, settings.partitions)
         with Publisher(settings.bootstrap_servers, settings.topics, settings.job) as publisher:
             return self._go_on(publisher, ensured)
@@ -203,6 +212,9 @@ class Poller:
             return position
         if stored is not None:
             self._last = stored
+            changed = [name for name in _SELECTION if stored.arguments.get(name) != settings.arguments[name]]
+            if changed:
+                log.warning("job goes on with another selection than it began with", extra={"changed": changed})
             log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
         with RangeReader(settings, self.source, ensured, self.stop) as reader:
             return self._publish_ranges(publisher, reader, position)
@@ -220,8 +232,8 @@ class Poller:
             raise ConfigError(
                 f"--end {settings.end} ({iso(end_ms)}) is not after --start {settings.start} ({iso(start_ms)})"
             )
-        if end_ms is None and start_ms > now_ms:
-            start_ms = floor_ms(now_ms, 1000)
+        if start_ms > now_ms:
+            raise ConfigError(f"--start {settings.start} is after the backend's now ({iso(now_ms)}): give --start now")
         if end_ms is not None and not self._metrics(TimeRange(start_ms, end_ms)):
             raise ConfigError(
                 f"no metric matches {settings.selector} between {iso(start_ms)} and {iso(end_ms)}: "
@@ -255,7 +267,12 @@ class Poller:
                 due = self._due(position.position_ms, position, length_ms)
                 continue
             began = time.monotonic()
-            packed = (reading or reader.start(due)).result()
+            try:
+                packed = (reading or reader.start(due)).result()
+            except SourceUnavailable:
+                if self.stop.is_set():
+                    break
+                raise
             if self.stop.is_set():
                 # A range that was being read when the stop came may be cut short.
                 break
@@ -320,6 +337,9 @@ class RangeReader:
             partitions, self._preset.rewrite, lambda labels: service_of(labels["pod"]), source.metric_types()
         )
         self._throttle = Throttle(settings.max_samples_per_second, stop)
+        self._longest_ms: dict[str, int] = {}
+        self._with_histograms: set[str] = set()
+        self._without_pod = 0
         self._requests = ThreadPoolExecutor(settings.concurrency, "request")
         self._ranges = ThreadPoolExecutor(1, "range")
 
@@ -343,32 +363,45 @@ class RangeReader:
         self._catalogue.forget_if_large()
         metrics = wanted_metrics(self._settings, self._source.metric_names(self._settings.selector, time_range))
         fetched: list[FetchedSeries] = []
+        ways: set[str] = set()
         for blocks in self._requests.map(lambda metric: list(self._fetch(metric, time_range)), metrics):
+            ways.update(block.source for block in blocks)
             fetched += [
                 FetchedSeries(self._catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
                 for block in blocks
             ]
-        return pack(time_range, self._source.name, fetched, self._catalogue, self._partitions)
+        if self._catalogue.without_pod > self._without_pod:
+            self._without_pod = self._catalogue.without_pod
+            log.warning("series without a pod label are left out", extra={"series": self._without_pod})
+        source = "+".join(sorted(ways)) or self._source.name
+        return pack(time_range, source, fetched, self._catalogue, self._partitions)
 
     def _fetch(self, metric: str, time_range: TimeRange) -> Iterator[SeriesBlock]:
         """Yield the metric's samples; where the backend refuses so many, of one half after the other."""
         selector = self._settings.selector.with_matchers(*self._preset.matchers(metric))
-        try:
-            block = self._source.fetch(selector, metric, time_range)
-        except TooManySamples as error:
-            if time_range.length_ms <= _SHORTEST_SPLIT_MS:
-                raise
-            log.info("query was too large; halving its range", extra={"metric": metric, "error": str(error)})
-            for half in time_range.halves():
-                yield from self._fetch(metric, half)
-            return
-        if block.histograms:
-            log.warning(
-                "native histograms are not supported; their samples are left out",
-                extra={"metric": metric, "samples": block.histograms},
-            )
-        self._throttle.spend(block.samples)
-        yield block
+        if self._stop.is_set():
+            raise SourceUnavailable("stopped while reading")
+        if time_range.length_ms <= self._longest_ms.get(metric, time_range.length_ms):
+            try:
+                block = self._source.fetch(selector, metric, time_range)
+            except TooManySamples as error:
+                if time_range.length_ms <= _SHORTEST_SPLIT_MS:
+                    raise
+                log.info("query was too large; halving its range", extra={"metric": metric, "error": str(error)})
+                # The next ranges do not ask again for what was refused now.
+                self._longest_ms[metric] = time_range.length_ms // 2
+            else:
+                self._note_histograms(metric, block)
+                self._throttle.spend(block.samples)
+                yield block
+                return
+        for half in time_range.halves():
+            yield from self._fetch(metric, half)
+
+    def _note_histograms(self, metric: str, block: SeriesBlock) -> None:
+        if block.histograms and metric not in self._with_histograms:
+            self._with_histograms.add(metric)
+            log.warning("native histograms are not supported; their samples are left out", extra={"metric": metric})
 
 
 def wanted_metrics(settings: PollerSettings, names: list[str]) -> list[str]:

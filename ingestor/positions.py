@@ -52,6 +52,10 @@ class Position:
             ended=ended,
         )
 
+    def cancelled(self) -> Position:
+        """Return the position behind an end that comes before the job's own."""
+        return replace(self, end_ms=self.position_ms, ended=True, sequences=tuple(n + 1 for n in self.sequences))
+
     def to_json(self) -> bytes:
         return orjson.dumps(asdict(self))
 

@@ -88,6 +88,25 @@ class Publisher:
         self._in_transaction(write)
         return moved
 
+    def cancel(self, position: Position) -> Position:
+        """End a job that will never go on where it stands; return its last position.
+
+        Raises:
+            Fenced: another poller of this job has taken over.
+            PublishError: nothing was written.
+        """
+        ended = position.cancelled()
+
+        def write() -> None:
+            whole_job = TimeRange(position.start_ms, position.position_ms)
+            for partition, sequence in enumerate(position.sequences):
+                headers = wire.headers("end", position.job, whole_job, sequence, "cancel")
+                self._producer.produce(self._topics.range_chunks, b"", None, partition, headers=dict(headers))
+            self._producer.produce(self._topics.positions, ended.to_json(), position.job.encode(), 0)
+
+        self._in_transaction(write)
+        return ended
+
     def _in_transaction(self, write: Callable[[], None]) -> None:
         try:
             self._producer.begin_transaction()
@@ -96,5 +115,8 @@ class Publisher:
         except (KafkaException, BufferError) as error:
             cause = error.args[0] if isinstance(error, KafkaException) else None
             if cause is not None and cause.name() in _REPLACED:
-                raise Fenced(f"another poller of the job {self._job} has taken over: this one ends") from error
+                raise Fenced(
+                    f"another poller of the job {self._job} has taken over, or this one stood still for more than "
+                    f"{_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job, and start it again if it is this one"
+                ) from error
             raise PublishError(f"a range was not committed: {error if cause is None else cause.str()}") from error

@@ -7,21 +7,29 @@ import logging
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import faust
 
 from ingestor.command_line import fail
 from ingestor.core import wire
-from ingestor.core.errors import IngestorError, MalformedMessage
+from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
 from stream_app.faust_transport import App, Transport, group_metadata
 from stream_app.pipeline import Emission, Pipeline, View
 from stream_app.transactions import Superseded, Transactions
 
 log = logging.getLogger(__name__)
 
-_STOP_TIMEOUT_S = 20.0
+_Answer = TypeVar("_Answer")
+
+_BLOCKED_S = 40.0
+"""Longer than a transaction may last (30 s). librdkafka's calls have time-outs of their own, and after a
+broker's restart have been seen to block beyond them, for ever."""
+
+_STOP_TIMEOUT_S = 4.0
+"""Faust leaves its group meanwhile; the process ends with or without it."""
 
 _COMMIT_EVERY = 200
 """Commit after so many messages even when they close no window: a restart then replays no more than it must."""
@@ -48,6 +56,9 @@ class Worker:
         self._pipelines: dict[int, Pipeline] = {}
         # One producer has one transaction at a time, so one message is handled at a time.
         self._lock = asyncio.Lock()
+        self._stop = asyncio.Event()
+        self._stopping = False
+        self._failure: Exception | None = None
         self.app = self._faust_app(settings)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -57,21 +68,22 @@ class Worker:
             IngestorError: something failed; nothing half-done was committed.
         """
         await asyncio.to_thread(self._transactions.start)
-        stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self.app.start()
         on_ready()
-        waits = [asyncio.ensure_future(stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
+        waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        crash = self.app.crash_reason
-        if crash is None:
+        if failure := self._failure or self.app.crash_reason:
+            raise failure
+        if not self._stop.is_set():
+            raise IngestorError("Faust ended by itself: start the worker again")
+        with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                # A transaction that has begun is ended first.
-                await self._lock.acquire()
+                # A transaction that has begun is ended first, if the broker answers; else the next start ends it.
+                async with self._lock:
+                    self._stopping = True
                 await self.app.stop()
-        if crash is not None:
-            raise crash
 
     def _faust_app(self, settings: WorkerSettings) -> faust.App:
         app = App(
@@ -113,7 +125,7 @@ class Worker:
                     async with self._lock:
                         await self._handle(event.message)
                 except Exception as error:  # noqa: BLE001 - a failed agent restarts behind the message and loses it
-                    await app.crash(error)
+                    self._fail(error)
                     return
 
         @app.on_partitions_revoked.connect
@@ -124,13 +136,18 @@ class Worker:
 
         return app
 
+    def _fail(self, error: Exception) -> None:
+        """End the worker: nothing further is handled, and `run` raises *error*."""
+        self._failure, self._stopping = error, True
+        self._stop.set()
+
     async def _handle(self, message: faust.types.Message) -> None:
         # A message of an earlier assignment can still come out of the buffer.
-        if message.generation_id != self.app.consumer_generation_id:
+        if self._stopping or message.generation_id != self.app.consumer_generation_id:
             return
         pipeline = self._pipelines.get(message.partition)
         if pipeline is None:
-            offset, metadata = await asyncio.to_thread(self._transactions.committed, message.partition)
+            offset, metadata = await _in_thread(self._transactions.committed, message.partition)
             pipeline = self._pipelines[message.partition] = Pipeline(self._view, offset, metadata)
         if message.offset < pipeline.next_offset:
             return
@@ -146,7 +163,7 @@ class Worker:
             return True
         membership = group_metadata(self.app, message.generation_id or 0)
         try:
-            await asyncio.to_thread(self._transactions.write, message.partition, emission, membership)
+            await _in_thread(self._transactions.write, message.partition, emission, membership)
         except Superseded:
             self._pipelines.pop(message.partition, None)
             return False
@@ -156,6 +173,22 @@ class Worker:
             extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
         )
         return True
+
+
+async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answer:
+    """Run a blocking call of librdkafka off the event loop, with an end to all patience.
+
+    Raises:
+        PublishError: it has not come back; the process must end, for the thread may never.
+    """
+    try:
+        async with asyncio.timeout(_BLOCKED_S):
+            return await asyncio.to_thread(call, *arguments)
+    except TimeoutError as error:
+        raise PublishError(
+            f"Kafka's client has not answered for {_BLOCKED_S:.0f} s: "
+            "start the worker again, it goes on from its commit"
+        ) from error
 
 
 def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:

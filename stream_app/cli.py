@@ -121,10 +121,13 @@ def worker(**flags: Any) -> None:
     """Run one Faust worker for good; start as many as there are partitions."""
     from ingestor.kafka import connect, ensure_topics  # noqa: PLC0415
     from stream_app.app import WorkerSettings, run_worker  # noqa: PLC0415
+    from stream_app.preflight import check_view  # noqa: PLC0415
 
     view = _view(flags)
     port = _free_web_port(flags["web_port"])
-    ensure_topics(connect(flags["bootstrap_servers"]), view.topics, flags["partitions"])
+    admin = connect(flags["bootstrap_servers"])
+    ensure_topics(admin, view.topics, flags["partitions"])
+    check_view(admin, view)
     settings = WorkerSettings(flags["bootstrap_servers"], view, slot=flags["slot"], web_port=port)
     click.echo(f"{view.in_words()}: {view.topics.range_chunks} -> {view.sinks_in_words()}", err=True)
     asyncio.run(
@@ -137,7 +140,10 @@ def worker(**flags: Any) -> None:
 @format_option
 @group_by_option
 @click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
-@click.option("--method", help="Take records of this method only, where there are several.")
+@click.option("--method", type=click.Choice(METHODS), help="Take records of this method only, where there are several.")
+@click.option(
+    "--over-time", type=click.Choice(OVER_TIME), default="pooled", help="With --method: as the worker has it."
+)
 @click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
 @click.option(
     "--idle",
@@ -155,6 +161,7 @@ def files(**flags: Any) -> None:
     import orjson  # noqa: PLC0415
 
     from stream_app.files import FilesProgress, FilesSettings, run_files  # noqa: PLC0415
+    from stream_app.pipeline import method_name  # noqa: PLC0415
 
     settings = FilesSettings(
         bootstrap_servers=flags["bootstrap_servers"],
@@ -162,7 +169,7 @@ def files(**flags: Any) -> None:
         storage=flags["storage"],
         group_by=flags["group_by"],
         chunk_size=str(flags["chunk_size"]) if flags["chunk_size"] else None,
-        method=flags["method"],
+        method=flags["method"] and method_name(flags["method"], flags["over_time"]),
         until_idle=flags["until_idle"],
         idle_s=flags["idle_ms"] / 1000,
     )
@@ -177,6 +184,8 @@ def files(**flags: Any) -> None:
 
     total = run_files(settings, stop, show)
     click.echo(f"{settings.storage}: {total.rows:,} rows written, {total.files:,} files", err=True)
+    if settings.until_idle and stop.is_set():
+        sys.exit(EXIT_INTERRUPTED)
 
 
 @cli.command()
@@ -224,6 +233,7 @@ def _poller_arguments(flags: dict[str, Any]) -> list[str]:
     arguments = [
         *("--url", flags["url"], "--start", flags["start"], "--end", flags["end"]),
         *("--align", str(flags["chunk_size"]), "--match", str(flags["selector"]), "--preset", flags["preset"]),
+        *("--source", flags["source"]),
         *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
         *("--request-timeout", f"{flags['timeout_ms']}ms", "--range-samples", str(flags["range_samples"])),
     ]

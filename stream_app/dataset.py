@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import secrets
 import shutil
 import subprocess
@@ -17,15 +18,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+from confluent_kafka import KafkaException
 
-from ingestor.command_line import Presence
+from ingestor.command_line import EXIT_INTERRUPTED, Presence
 from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.topics import Topics
-from ingestor.kafka import committed_offsets, connect, ensure_topics, has_unread
+from ingestor.kafka import FOREVER_MS, committed_offsets, connect, ensure_topics, has_unread, reason
 from ingestor.local.processes import PIPE, Child
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
 from stream_app.pipeline import View
+
+log = logging.getLogger(__name__)
 
 _STATE = ".dataset"
 _LOOK_EVERY_S = 0.2
@@ -53,31 +57,40 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
     """
     began = time.monotonic()
     plan = _dry_run(settings.poller_arguments)
+    if plan is None or stop.is_set():
+        return False
     state = _State.open(settings)
     with display(presence) as shown, ExitStack() as stack:
         shown.plan(plan)
         bootstrap_servers = settings.bootstrap_servers or stack.enter_context(_local_broker(state, shown))
         view = replace(settings.view, topics=Topics(state.prefix))
         admin = connect(bootstrap_servers)
-        partitions = ensure_topics(admin, view.topics, settings.partitions)
+        partitions = ensure_topics(admin, view.topics, settings.partitions, retention_ms=FOREVER_MS)
         parts = _Parts(settings, state, view, bootstrap_servers, partitions, shown)
         if not parts.run(stop):
             return False
+        state.finish()
         if settings.bootstrap_servers:
             parts.delete_topics(admin)
         shown.finish(parts.rows, parts.files, settings.storage, time.monotonic() - began)
-    state.finish()
+    state.delete_broker()
     return True
 
 
-def _dry_run(poller_arguments: list[str]) -> str:
-    """Let the poller look at the backend before anything is started or written; return what it will read."""
+def _dry_run(poller_arguments: list[str]) -> str | None:
+    """Let the poller look at the backend before anything is started or written.
+
+    Returns:
+        What it will read; None where it was interrupted.
+    """
     looked = subprocess.run(
         [sys.executable, "-m", "ingestor", "backfill", "--dry-run", *poller_arguments],
         capture_output=True,
         text=True,
         check=False,
     )
+    if looked.returncode == EXIT_INTERRUPTED:
+        return None
     if looked.returncode:
         raise _of_child(looked.returncode, looked.stderr)
     return looked.stdout.strip()
@@ -140,11 +153,14 @@ class _State:
             raise ConfigError(f"{storage} cannot be used: {error}: give another --storage") from error
 
     def finish(self) -> None:
-        """Remember that the files are whole; what only an unfinished dataset needs goes."""
+        """Remember that the files are whole."""
         path = self.folder / "state.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
-        shutil.rmtree(self.folder / "kafka", ignore_errors=True)
         shutil.rmtree(self.folder.parent / ".stream-app", ignore_errors=True)
+
+    def delete_broker(self) -> None:
+        """Delete the data of the local broker, which only an unfinished dataset needs."""
+        shutil.rmtree(self.folder / "kafka", ignore_errors=True)
 
 
 def _delete(storage: Path) -> None:
@@ -196,10 +212,13 @@ class _Parts:
     def delete_topics(self, admin: Any) -> None:
         """Delete the topics that were made for this dataset alone."""
         topics = self._view.topics
-        for future in admin.delete_topics(
-            [topics.range_chunks, topics.positions, topics.pods, topics.services]
-        ).values():
-            future.result()
+        names = [topics.range_chunks, topics.positions, topics.pods, topics.services]
+        for name, future in admin.delete_topics(names).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                # The files are whole: a topic that stays is untidy, not a failure.
+                log.warning("topic is left over", extra={"topic": name, "error": reason(error)})
 
     def _poller(self) -> Child:
         arguments = ["backfill", "--json", *self._kafka, *self._settings.poller_arguments]

@@ -32,6 +32,11 @@ EMISSION_RECORDS = 20_000
 """Cut emissions at window borders after about so many records: a transaction stays short."""
 
 
+def method_name(method: str, over_time: str) -> str:
+    """Return how records name a method: ``mean``, or ``mean-of-last``."""
+    return method if over_time == "pooled" else f"{method}-of-{over_time}"
+
+
 @dataclass(frozen=True, slots=True)
 class View:
     """What one group of workers makes of the chunks."""
@@ -44,8 +49,8 @@ class View:
 
     @property
     def method_name(self) -> str:
-        """How records name the method: ``mean``, or ``mean-of-last``."""
-        return self.method if self.over_time == "pooled" else f"{self.method}-of-{self.over_time}"
+        """How records name the method."""
+        return method_name(self.method, self.over_time)
 
     def in_words(self) -> str:
         """Say what was understood: ``windows of 5 minutes, mean of all samples, a record a pod``."""
@@ -136,8 +141,10 @@ class Pipeline:
             return []
         job = self._jobs.get(message.job)
         if job is None:
-            job = self._jobs[message.job] = self._new_job(message.time_range.start_ms)
-        self._check_sequence(job, message)
+            job = self._jobs[message.job] = self._begin(message)
+        if not self._is_next(job, message):
+            self._next_offset = offset + 1
+            return []
         if isinstance(message, RangeChunk):
             runs = runs_of(message.series, self._view.chunk_size)
             for windows in job.windows:
@@ -152,14 +159,29 @@ class Pipeline:
         windows = [GroupWindows(group_by, view.method, view.over_time) for group_by in view.group_by]
         return _Job(start_ms, start_ms, view.chunk_size.floor_ms(start_ms), windows)
 
-    def _check_sequence(self, job: _Job, message: RangeChunk | Marker) -> None:
-        if job.next_sequence not in (None, message.sequence):
+    def _begin(self, message: RangeChunk | Marker) -> _Job:
+        """Begin a job that no commit knows: at its own start, or where retention has left its rest."""
+        job = self._new_job(message.time_range.start_ms)
+        if message.sequence > 0:
+            # What came before in this range may be gone, so only what follows the range is surely whole.
+            job.whole_from_ms = message.time_range.end_ms
+        return job
+
+    @staticmethod
+    def _is_next(job: _Job, message: RangeChunk | Marker) -> bool:
+        """Tell whether the message is to be taken in: not when it repeats an earlier one."""
+        expected, job_and_sequence = job.next_sequence, {"job": message.job, "sequence": message.sequence}
+        if expected is not None and message.sequence < expected:
+            log.error("a message came twice; it is left out", extra={**job_and_sequence, "expected": expected})
+            return False
+        if expected is not None and message.sequence > expected:
             log.error(
                 "messages of a range are missing; its windows are marked partial",
-                extra={"job": message.job, "expected": job.next_sequence, "sequence": message.sequence},
+                extra={**job_and_sequence, "expected": expected},
             )
             job.whole_from_ms = max(job.whole_from_ms, message.time_range.end_ms)
         job.next_sequence = message.sequence + 1
+        return True
 
     def _advance(self, job: _Job, marker: Marker) -> list[Emission]:
         if marker.ends_job:
@@ -169,7 +191,7 @@ class Pipeline:
                 "a stretch of time is missing; the windows that it cuts are marked partial",
                 extra={"job": marker.job, "start": job.covered_to_ms, "end": marker.time_range.start_ms},
             )
-            job.whole_from_ms = marker.time_range.start_ms
+            job.whole_from_ms = max(job.whole_from_ms, marker.time_range.start_ms)
         job.covered_to_ms = max(job.covered_to_ms, marker.time_range.end_ms)
         closed_to_ms = self._view.chunk_size.floor_ms(job.covered_to_ms)
         return self._emit(marker.job, job, closed_to_ms) if closed_to_ms > job.emitted_to_ms else []
@@ -178,7 +200,7 @@ class Pipeline:
         closed = [windows.close(before_ms) for windows in job.windows]
         cuts = _cuts([c for c in closed if c is not None], before_ms)
         emissions = []
-        for start_ms, end_ms in zip([0, *cuts[:-1]], cuts, strict=True):
+        for start_ms, end_ms in zip([-_FOREVER_MS, *cuts[:-1]], cuts, strict=True):
             outputs: list[Output] = []
             for group_by, cells in zip(self._view.group_by, closed, strict=True):
                 if cells is not None:
@@ -220,9 +242,11 @@ class Pipeline:
         jobs = {name: [job.whole_from_ms, job.emitted_to_ms] for name, job in self._jobs.items()}
         text = orjson.dumps({"view": self._view.group_id, "jobs": jobs, "ended": self._ended}).decode()
         if len(text) >= _MAX_METADATA_BYTES:
+            oldest = min(self._jobs, key=lambda name: self._jobs[name].pending[0][0] if self._jobs[name].pending else 0)
             raise IngestorError(
-                f"{len(jobs)} jobs are open at once, more than a commit's metadata can name: "
-                "wait until some have ended, then start this worker again"
+                f"{len(jobs) + len(self._ended)} jobs are held open, more than a commit's metadata can name: the job "
+                f"{oldest} holds them back; finish it (the same ingestor command again) or give it up "
+                f"(ingestor cancel {oldest}), then start this worker again"
             )
         return text
 

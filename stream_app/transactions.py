@@ -107,11 +107,16 @@ class Transactions:
         cause = error.args[0] if isinstance(error, KafkaException) else None
         name = cause.name() if cause is not None else ""
         if name in _REPLACED:
+            slot = "no slot" if self._slot is None else f"slot {self._slot}"
             raise Fenced(
-                f"another worker has taken slot {self._slot}: give each worker of a view its own --slot"
+                f"this worker ({slot}) was replaced, or stood still for more than {_TRANSACTION_TIMEOUT_MS // 1000} s: "
+                "start it again, and give each worker of a view its own --slot"
             ) from error
         if cause is not None and cause.txn_requires_abort():
-            self._producer.abort_transaction(_TIMEOUT_S)
+            try:
+                self._producer.abort_transaction(_TIMEOUT_S)
+            except KafkaException as abort_error:
+                raise PublishError(f"a transaction cannot be ended: {reason(abort_error)}") from error
             if name in _STALE_MEMBER:
                 raise Superseded from error
         raise PublishError(f"records were not committed: {cause.str() if cause is not None else error}") from error

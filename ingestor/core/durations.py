@@ -114,7 +114,7 @@ class ChunkSize:
         unit = match and _UNIT_ALIASES.get(match[2], match[2])
         if match and unit in _UNIT_WORDS and (count := int(match[1])) > 0:
             size = cls(count, unit)
-            if count * (_UNIT_MS.get(unit) or 31 * 86_400_000 * _CALENDAR_MONTHS[unit]) <= _LATEST_MS:
+            if size.longest_ms <= _LATEST_MS:
                 return size
         raise ValueError(
             f"{text!r} is not a chunk size: write a whole number and one of "
@@ -127,6 +127,11 @@ class ChunkSize:
     def in_words(self) -> str:
         """``5 minutes``: so that ``1m`` is never taken for a month."""
         return f"{self.count} {_UNIT_WORDS[self.unit]}{'s' * (self.count != 1)}"
+
+    @property
+    def longest_ms(self) -> int:
+        """The length of the longest window: months have up to 31 days."""
+        return self.count * (_UNIT_MS.get(self.unit) or 31 * 86_400_000 * _CALENDAR_MONTHS[self.unit])
 
     def floor_ms(self, time_ms: int) -> int:
         """Return the start of the window that holds *time_ms*."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 
 from ingestor.core.chunk import Float64Array, Int64Array
 from ingestor.core.time_range import TimeRange
@@ -29,7 +30,7 @@ class SeriesBlock:
     """
 
     label_sets: list[bytes]
-    """Each series' labels: the JSON object's bytes as the backend sent them.
+    """Each series' labels as a JSON object's bytes, spelt alike (`canonical_labels`) in whatever way they were read.
 
     They are compared and cached as bytes, so one label set is parsed once in a poller's life.
     """
@@ -41,6 +42,8 @@ class SeriesBlock:
     """Shape (samples,); a NaN is a value that the pod reported, never a stale marker."""
     histograms: int = 0
     """Native histogram samples that the answer held too, and that are not read."""
+    source: str = ""
+    """The name of the source that read them: behind "auto" there are several."""
 
     def __len__(self) -> int:
         return len(self.label_sets)
@@ -48,6 +51,14 @@ class SeriesBlock:
     @property
     def samples(self) -> int:
         return len(self.timestamps_ms)
+
+
+def canonical_labels(label_set: bytes) -> bytes:
+    """Return the one spelling of a label set: names in order, no spaces, only what must be escaped escaped.
+
+    Prometheus' query API spells most label sets so; what it escapes beyond that has changed over its versions.
+    """
+    return orjson.dumps(orjson.loads(label_set), option=orjson.OPT_SORT_KEYS)
 
 
 class Source(Protocol):
@@ -100,8 +111,8 @@ def tidy(block: SeriesBlock, time_range: TimeRange) -> SeriesBlock:
 def _keep(block: SeriesBlock, kept: BoolArray) -> SeriesBlock:
     before = np.zeros(len(kept) + 1, np.int64)
     np.cumsum(kept, out=before[1:])
-    return SeriesBlock(
-        block.label_sets, before[block.offsets], block.timestamps_ms[kept], block.values[kept], block.histograms
+    return replace(
+        block, offsets=before[block.offsets], timestamps_ms=block.timestamps_ms[kept], values=block.values[kept]
     )
 
 
@@ -119,7 +130,7 @@ def _sorted_with_firsts(block: SeriesBlock) -> tuple[SeriesBlock, BoolArray]:
     timestamps_ms = block.timestamps_ms[order]
     first = np.ones(len(order), np.bool_)
     first[1:] = (np.diff(timestamps_ms) != 0) | (np.diff(series) != 0)
-    return SeriesBlock(block.label_sets, block.offsets, timestamps_ms, block.values[order], block.histograms), first
+    return replace(block, timestamps_ms=timestamps_ms, values=block.values[order]), first
 
 
 def _without_empty_series(block: SeriesBlock) -> SeriesBlock:
@@ -128,6 +139,4 @@ def _without_empty_series(block: SeriesBlock) -> SeriesBlock:
         return block
     kept = np.flatnonzero(lengths)
     offsets = np.concatenate((block.offsets[kept], block.offsets[-1:]))
-    return SeriesBlock(
-        [block.label_sets[i] for i in kept], offsets, block.timestamps_ms, block.values, block.histograms
-    )
+    return replace(block, label_sets=[block.label_sets[i] for i in kept], offsets=offsets)

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from ingestor.core.chunk import Float64Array, Int64Array
 from ingestor.core.errors import QueryRejected, SourceUnavailable
-from ingestor.sources.base import SeriesBlock
+from ingestor.sources.base import SeriesBlock, canonical_labels
 
 Bytes = MutableSequence[int]
 """An array of uint8 as compiled code sees it: its items take part in sums as 64-bit integers."""
@@ -75,13 +75,24 @@ def read_matrix(body: bytes) -> MatrixAnswer:
     samples, series = int(notes[_SAMPLES]), int(notes[_SERIES])
     _fill_odd_values(data, odd[: notes[_ODD_VALUES]], values)
     block = SeriesBlock(
-        [body[start:end] for start, end in labels[:series].tolist()],
+        _label_sets(body, labels[:series]),
         offsets[: series + 1].copy(),
         timestamps_ms[:samples],
         values[:samples],
         int(notes[_HISTOGRAMS]),
     )
     return MatrixAnswer(block, _warnings(body[notes[_WARNINGS_START] : notes[_WARNINGS_END]]), bool(notes[_PARTIAL]))
+
+
+def _label_sets(body: bytes, labels: Int64Array) -> list[bytes]:
+    label_sets = [body[start:end] for start, end in labels.tolist()]
+    # Prometheus wrote <, > and & as \u003c, \u003e and \u0026 up to 2.42, and writes them as they are today.
+    if b"\\u" in body:
+        try:
+            return [canonical_labels(labels) if b"\\u" in labels else labels for labels in label_sets]
+        except ValueError as error:
+            raise SourceUnavailable("the answer holds labels that are not JSON") from error
+    return label_sets
 
 
 def _warnings(text: bytes) -> tuple[str, ...]:

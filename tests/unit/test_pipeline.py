@@ -200,3 +200,23 @@ def test_another_views_commit_is_refused():
     metadata = pipeline.idle_emission().metadata
     with pytest.raises(ConfigError, match="another view"):
         Pipeline(View(ChunkSize.parse("1m"), "mean"), 0, metadata)
+
+
+def test_a_topic_whose_head_is_gone_begins_partial():
+    """Where retention has cut into a range, its windows say that they are not whole."""
+    samples = constant(range(T0, T0 + 180_000, 1000))
+    streams = messages(samples, [TimeRange(T0 + i * 60_000, T0 + (i + 1) * 60_000) for i in range(3)])
+    stream = max(streams, key=len)[1:]
+    records = run([stream], View(ChunkSize.parse("1m"), "sum"))
+    assert [(r.window_start_ms - T0, r.partial) for _, r in records] == [(60_000, False), (120_000, False)]
+    records = run([stream], View(ChunkSize.parse("2m"), "sum"))
+    assert [(r.window_start_ms - T0, r.partial) for _, r in records] == [(0, True), (120_000, True)]
+
+
+def test_a_message_that_comes_twice_counts_once(caplog):
+    """A repeated sequence number is said aloud and left out."""
+    samples = constant(range(T0, T0 + 60_000, 15_000))
+    stream = max(messages(samples, [TimeRange(T0, T0 + 60_000)]), key=len)
+    records = run([[stream[0], *stream]], View(ChunkSize.parse("1m"), "sum"))
+    assert [(r.partial, r.metrics["up"]) for _, r in records] == [(False, 4.0)]
+    assert "twice" in caplog.text

@@ -1,0 +1,473 @@
+"""A backend's HTTP API without its samples: connection, credentials, clock, names, and what its refusals mean.
+
+What every `Source` over HTTP has in common; each adds its ``fetch``.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import re
+import socket
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
+from typing import Any, TypedDict
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import orjson
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
+from ingestor.core.time_range import TimeRange, iso
+from ingestor.selector import Selector
+
+# Texts of Prometheus, Mimir, Thanos and VictoriaMetrics when a query needs too much.
+_TOO_MUCH = re.compile(
+    r"too many|exceed|timed? ?out|more than .*(sample|series|point|chunk|byte)|too large", re.IGNORECASE
+)
+# The server is busy with others' queries: this one would have been fine.
+_QUEUED = re.compile(r"queue", re.IGNORECASE)
+
+NOT_SUPPORTED = {400, 404, 405, 422, 501}
+_SHOWN_CHARS = 300
+_CONNECT_TIMEOUT_S = 10.0
+_PROBE_TIMEOUT_S = 5.0
+
+# Thanos and VictoriaMetrics: rather an error than an answer with holes. Others ignore them.
+_WHOLE_ANSWERS_ONLY = {"partial_response": "false", "deny_partial_response": "1"}
+
+
+class _Unreachable(SourceUnavailable):
+    """No HTTP answer came at all."""
+
+
+class HttpSettings(TypedDict, total=False):
+    """What a source over HTTP can be given beside its address; `HttpApi` says what each is."""
+
+    headers: Mapping[str, str] | None
+    bearer_token_file: Path | None
+    basic_auth_file: Path | None
+    timeout_s: float
+    connections: int
+
+
+class HttpApi:
+    """The HTTP API of Prometheus, Thanos, Mimir or VictoriaMetrics: all of a `Source` but ``fetch``.
+
+    Args:
+        url: where the API's ``/api/v1`` lies, with a path if it has one.
+        headers: sent with every request, such as ``X-Scope-OrgID``.
+        bearer_token_file: read at each request, so that a rotated token is taken up.
+        basic_auth_file: one line, ``user:password``; read at each request.
+        timeout_s: for how long a query may run, on the server and here.
+        connections: kept open; the number of threads that will call at once.
+
+    Raises:
+        ConfigError: the URL or a header is malformed, or both kinds of credentials are given.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        bearer_token_file: Path | None = None,
+        basic_auth_file: Path | None = None,
+        timeout_s: float = 120.0,
+        connections: int = 8,
+    ) -> None:
+        if bearer_token_file and basic_auth_file:
+            raise ConfigError("give --bearer-token-file or --basic-auth-file, not both")
+        self.url, url_credentials = _split_credentials(url)
+        self.timeout_s = timeout_s
+        self._authorization = _authorization(bearer_token_file, basic_auth_file, url_credentials)
+        self._session = requests.Session()
+        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
+        self._session.mount("http://", adapter)
+        self._session.mount("https://", adapter)
+        # The jar is the one part of a session that threads would share for writing.
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        # On a link of a gigabit and more, unpacking gzip takes longer than the bytes that it saves.
+        self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "podstream"})
+        for name, value in (headers or {}).items():
+            if not _is_header_text(name) or not _is_header_text(value):
+                raise ConfigError(f"the header {name!r} has characters that HTTP does not allow")
+            self._session.headers[name] = value
+
+    def check(self) -> int:
+        """Ask for the backend's clock once, so that a wrong address is told at the start.
+
+        Returns:
+            The backend's clock, Unix milliseconds.
+
+        Raises:
+            ConfigError: nothing answers there, or it is not Prometheus, or it refuses us.
+        """
+        try:
+            return self.now_ms()
+        except _Unreachable as error:
+            raise ConfigError(f"{error}: is Prometheus running there? give --url") from error
+
+    def close(self) -> None:
+        self._session.close()
+
+    def now_ms(self) -> int:
+        return self._now_ms(self.timeout_s)
+
+    def metric_names(self, selector: Selector, time_range: TimeRange) -> list[str]:
+        names = self._data(
+            "GET",
+            "label/__name__/values",
+            {"match[]": str(selector), "start": iso(time_range.start_ms), "end": iso(time_range.end_ms - 1)},
+            sized=True,
+        )
+        if not isinstance(names, list):
+            raise self._not_prometheus("JSON without a list of label values")
+        return sorted(map(str, names))
+
+    def count_series(self, selector: Selector, at_ms: int) -> int:
+        answer = self._data("POST", "query", {"query": f"count({selector})", "time": iso(at_ms)}, sized=True)
+        return int(self._instant_value(answer) or 0)
+
+    def metric_types(self) -> dict[str, str]:
+        status, retry_after_s, body = self._send("GET", "metadata", {}, self.timeout_s, sized=False)
+        if status in NOT_SUPPORTED:
+            return {}
+        if status != HTTPStatus.OK:
+            raise self._refusal(status, retry_after_s, body, sized=False)
+        metadata = self._checked_data(body)
+        if not isinstance(metadata, dict):
+            return {}
+        return {name: kind for name, entries in metadata.items() if (kind := _first_known_type(entries))}
+
+    def _now_ms(self, timeout_s: float) -> int:
+        status, retry_after_s, body = self._send("POST", "query", {"query": "time()"}, timeout_s, sized=False)
+        if status != HTTPStatus.OK:
+            raise self._refusal(status, retry_after_s, body, sized=False)
+        now_s = self._instant_value(self._checked_data(body))
+        if now_s is None:
+            raise self._not_prometheus("an empty answer to time()")
+        return int(now_s * 1000)
+
+    def _data(self, method: str, path: str, parameters: Mapping[str, str | list[str]], *, sized: bool) -> Any:
+        return self._checked_data(self._request(method, path, parameters, sized=sized))
+
+    def _request(self, method: str, path: str, parameters: Mapping[str, str | list[str]], *, sized: bool) -> bytes:
+        """Return the body of a 200 answer.
+
+        *sized* says that the request's cost grows with what it asks for, so that less may succeed.
+        """
+        status, retry_after_s, body = self._send(method, path, parameters, self.timeout_s, sized=sized)
+        if status != HTTPStatus.OK:
+            raise self._refusal(status, retry_after_s, body, sized=sized)
+        return body
+
+    def _send(
+        self, method: str, path: str, parameters: Mapping[str, str | list[str]], timeout_s: float, *, sized: bool
+    ) -> tuple[int, float | None, bytes]:
+        """Return status, Retry-After in seconds, and the whole body."""
+        fields = {**parameters, **_WHOLE_ANSWERS_ONLY, "timeout": f"{timeout_s:g}"}
+        with self._answer(
+            method,
+            path,
+            parameters=fields if method == "GET" else None,
+            data=fields if method == "POST" else None,
+            timeout_s=timeout_s,
+            sized=sized,
+        ) as response:
+            body = response.raw.read(decode_content=True)
+        return response.status_code, retry_after_s(response), body
+
+    @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        parameters: Mapping[str, str | list[str]] | None = None,
+        data: Mapping[str, str | list[str]] | bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float,
+        sized: bool,
+    ) -> Iterator[requests.Response]:
+        """Yield an answer whose body is still to be read; what fails until the block ends becomes our own error."""
+        try:
+            with self._session.request(
+                method,
+                f"{self.url}/api/v1/{path}",
+                params=parameters,
+                data=data,
+                headers=headers,
+                auth=self._authorize,
+                # A second longer than the server, whose own message says more.
+                timeout=(min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s + 1),
+                # A redirected POST would come back as a GET without its query.
+                allow_redirects=False,
+                stream=True,
+            ) as response:
+                if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
+                    target = _without_secrets(response.headers.get("Location", ""))
+                    raise ConfigError(
+                        f"{self.url} sends us on to {target}: give the address of Prometheus itself with --url, "
+                        "or credentials if that is a login page"
+                    )
+                yield response
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            raise self._failure(error, timeout_s, sized=sized) from error
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        # As `auth`, not as a header: requests would put ~/.netrc's credentials in a header's place.
+        if value := self._authorization():
+            request.headers["Authorization"] = value
+        return request
+
+    def _failure(self, error: Exception, timeout_s: float, *, sized: bool) -> IngestorError:
+        """Say what it means that no whole HTTP answer came."""
+        causes = list(_causes(error))
+        kinds = tuple(map(type, causes))
+        if verification := next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None):
+            return ConfigError(
+                f"{self.url}: the TLS certificate is not trusted ({verification.verify_message}): "
+                "name your authority's file in REQUESTS_CA_BUNDLE"
+            )
+        if any(issubclass(kind, urllib3.exceptions.ReadTimeoutError | requests.ReadTimeout) for kind in kinds):
+            return self._too_slow(f"{self.url} did not answer within {timeout_s:g} s", sized=sized)
+        if any(issubclass(kind, urllib3.exceptions.IncompleteRead | http.client.IncompleteRead) for kind in kinds):
+            return SourceUnavailable(f"{self.url}: the answer was cut short")
+        return _Unreachable(f"{self.url}: cannot connect ({_reason(causes)})")
+
+    def _too_slow(self, message: str, *, sized: bool) -> IngestorError:
+        # A backend that hangs times out for every query. Taken for a query that is too large, it
+        # would be halved down to nothing and given up: so ask for something that costs nothing.
+        if not sized:
+            return _Unreachable(message)
+        try:
+            self._now_ms(min(_PROBE_TIMEOUT_S, self.timeout_s))
+        except IngestorError:
+            return _Unreachable(f"{message}, and does not answer time() either")
+        return TooManySamples(message)
+
+    def _refusal(  # noqa: PLR0911 - a table of cases
+        self, status: int, retry_after_s: float | None, body: bytes, *, sized: bool
+    ) -> IngestorError:
+        """Say what an answer other than 200 means."""
+        phrase = http.client.responses.get(status, "")
+        reason = f"{status} {phrase}".rstrip()
+        text = error_text(body)
+        told = f"{self.url} refused the query ({reason})" + (f": {shortened(text)}" if text else "")
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            # Without the body: a proxy's page says nothing, and could repeat what was sent.
+            return ConfigError(
+                f"{self.url} refused the query ({reason}): give --bearer-token-file or --basic-auth-file"
+            )
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            return SourceUnavailable(told, retry_after_s)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return TooManySamples(told)
+        if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT):
+            return self._too_slow(told, sized=sized)
+        if status == HTTPStatus.UNPROCESSABLE_ENTITY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            if sized and _TOO_MUCH.search(text) and not _QUEUED.search(text):
+                return TooManySamples(told)
+            if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+                return SourceUnavailable(told, retry_after_s)
+        if text and (status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) or _is_api_answer(body)):
+            return QueryRejected(told)
+        return self._not_prometheus(f"{reason}, {described(body)}")
+
+    def _not_prometheus(self, got: str) -> ConfigError:
+        return ConfigError(
+            f"{self.url} does not answer as Prometheus does (got {got}): "
+            "give its address with --url, with the path that it is served under"
+        )
+
+    def _checked_data(self, body: bytes) -> Any:
+        """Return the ``data`` of a 200 answer."""
+        try:
+            answer = orjson.loads(body)
+        except ValueError as error:
+            if body and not body.lstrip().startswith(b"{"):
+                raise self._not_prometheus(described(body)) from error
+            raise SourceUnavailable(f"{self.url}: the answer was cut short ({len(body)} bytes)") from error
+        if not isinstance(answer, dict) or "status" not in answer:
+            raise self._not_prometheus("JSON without a status")
+        if answer["status"] != "success":
+            raise QueryRejected(
+                f"{self.url} refused the query: {shortened(str(answer.get('error', 'no reason given')))}"
+            )
+        if answer.get("isPartial") is True:
+            raise SourceUnavailable(f"{self.url} gave a partial answer: a part of its storage did not answer")
+        return answer.get("data")
+
+    def _instant_value(self, data: Any) -> Decimal | None:
+        """Return the number of a scalar or of a vector of one; None for an empty vector."""
+        try:
+            result = data["result"]
+            if data["resultType"] == "vector":
+                if not result:
+                    return None
+                result = result[0]["value"]
+            return Decimal(result[1])
+        except (TypeError, KeyError, IndexError, InvalidOperation) as error:
+            raise self._not_prometheus("JSON without a value") from error
+
+
+def _split_credentials(url: str) -> tuple[str, str | None]:
+    """Return the address without its credentials, and them as ``user:password``."""
+    example = "write it like http://127.0.0.1:9090"
+    try:
+        parts = urlsplit(url.strip())
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError(f"{_split_userinfo(url)[1]!r} is not the URL of a Prometheus server: {example}")
+    if parts.query or parts.fragment:
+        raise ConfigError(f"the URL of Prometheus ends before the ? or #: {example}")
+    userinfo, netloc = _split_userinfo(parts.netloc)
+    path = parts.path.rstrip("/").removesuffix("/api/v1")
+    return urlunsplit((parts.scheme, netloc, path, "", "")), unquote(userinfo) if userinfo else None
+
+
+def _split_userinfo(netloc: str) -> tuple[str, str]:
+    userinfo, _, host = netloc.rpartition("@")
+    return userinfo, host
+
+
+def _without_secrets(url: str) -> str:
+    """Return an address without credentials and query, which may hold a login's state."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "a malformed address"
+    return urlunsplit((parts.scheme, _split_userinfo(parts.netloc)[1], parts.path, "", ""))
+
+
+def _authorization(
+    bearer_token_file: Path | None, basic_auth_file: Path | None, url_credentials: str | None
+) -> Callable[[], str | None]:
+    if bearer_token_file:
+        return lambda: f"Bearer {_secret_line(bearer_token_file, '--bearer-token-file')}"
+    if basic_auth_file:
+        return lambda: _basic(_secret_line(basic_auth_file, "--basic-auth-file"))
+    return lambda: _basic(url_credentials) if url_credentials else None
+
+
+def _secret_line(path: Path, flag: str) -> str:
+    """Read a secret; it never shows in a message."""
+    try:
+        secret = path.read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"cannot read {flag} {path}: {what}") from error
+    if not secret.isprintable() or not secret:
+        raise ConfigError(f"{flag} {path} must hold one line")
+    if flag == "--basic-auth-file" and ":" not in secret:
+        raise ConfigError(f"{flag} {path} must hold user:password")
+    if flag == "--bearer-token-file" and not secret.isascii():
+        raise ConfigError(f"{flag} {path} holds characters that no token has")
+    return secret
+
+
+def _basic(credentials: str) -> str:
+    return "Basic " + base64.b64encode(credentials.encode()).decode()
+
+
+def _is_header_text(text: str) -> bool:
+    return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
+
+
+def retry_after_s(response: requests.Response) -> float | None:
+    """Read the Retry-After header, seconds or a date, as seconds from now."""
+    text = response.headers.get("Retry-After")
+    if not text:
+        return None
+    if text.strip().isdecimal():
+        return float(text)
+    try:
+        until = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max((until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all that it wraps: requests and urllib3 wrap in four different ways."""
+    waiting, seen = [error], set[int]()
+    while waiting:
+        cause = waiting.pop(0)
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        wrapped = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
+        waiting.extend(inner for inner in wrapped if isinstance(inner, BaseException))
+
+
+def _reason(causes: list[BaseException]) -> str:
+    words: dict[type[BaseException], str] = {
+        ConnectionRefusedError: "connection refused",
+        socket.gaierror: "unknown host",
+        requests.ConnectTimeout: "no answer to the connection",
+        http.client.RemoteDisconnected: "it closed the connection without an answer",
+        ConnectionResetError: "connection reset",
+        BrokenPipeError: "connection reset",
+        http.client.BadStatusLine: "it does not speak HTTP",
+        ssl.SSLError: "TLS failed: is it http:// rather than https://?",
+    }
+    for kind, text in words.items():
+        if any(isinstance(cause, kind) for cause in causes):
+            return text
+    return (
+        next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
+        or type(causes[-1]).__name__
+    )
+
+
+def _is_api_answer(body: bytes) -> bool:
+    try:
+        answer = orjson.loads(body)
+    except ValueError:
+        return False
+    return isinstance(answer, dict) and "status" in answer
+
+
+def error_text(body: bytes) -> str:
+    """Return what an error's body says: the API's ``error``, or plain text; nothing of a web page."""
+    try:
+        answer = orjson.loads(body)
+    except ValueError:
+        text = body.decode(errors="replace").strip()
+        return "" if text.startswith("<") else text
+    return str(answer.get("error") or "") if isinstance(answer, dict) else ""
+
+
+def described(body: bytes) -> str:
+    """Say what a body is that was not expected."""
+    text = body.decode(errors="replace").strip()
+    if not text:
+        return "an empty answer"
+    if text.startswith("<"):
+        return "a web page"
+    return f"JSON of another API: {shortened(text)}" if text[0] in "{[" else f"the text {shortened(text)!r}"
+
+
+def shortened(text: str) -> str:
+    """Make one line of at most 300 characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= _SHOWN_CHARS else line[: _SHOWN_CHARS - 1] + "…"
+
+
+def _first_known_type(entries: Any) -> str | None:
+    """Return the type that a metric's targets give it; several targets may differ, and the first wins."""
+    kinds = [entry.get("type") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+    return next((str(kind) for kind in kinds if kind and kind != "unknown"), None)
