@@ -147,7 +147,7 @@ class _State:
                 raise ConfigError(f"{storage} is not empty: give another --storage")
             prefix = "metrics" if settings.bootstrap_servers is None else f"metrics-dataset-{secrets.token_hex(4)}"
             folder.mkdir()
-            path.write_text(json.dumps({"arguments": arguments, "prefix": prefix, "finished": False}))
+            _replace(path, {"arguments": arguments, "prefix": prefix, "finished": False})
             return cls(folder, prefix)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"{storage} cannot be used: {error}: give another --storage") from error
@@ -155,7 +155,7 @@ class _State:
     def finish(self) -> None:
         """Remember that the files are whole."""
         path = self.folder / "state.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "finished": True}))
+        _replace(path, {**json.loads(path.read_text()), "finished": True})
         shutil.rmtree(self.folder.parent / ".stream-app", ignore_errors=True)
 
     def delete_broker(self) -> None:
@@ -163,9 +163,16 @@ class _State:
         shutil.rmtree(self.folder / "kafka", ignore_errors=True)
 
 
+def _replace(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    aside = path.with_suffix(".new")
+    aside.write_text(json.dumps(content))
+    aside.replace(path)
+
+
 def _delete(storage: Path) -> None:
-    """Delete an earlier dataset: its state, and its files."""
-    for path in sorted(storage.glob("*/*.csv")):
+    """Delete an earlier dataset: its state, and its files (in folders below the namespace, where names are long)."""
+    for path in sorted(storage.glob("*/**/*.csv")):
         path.unlink()
     for folder in (storage / _STATE, storage / ".stream-app"):
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,24 +12,21 @@ import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
-from typing import Self
+from types import ModuleType
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once, missing_extra
-from ingestor.local.processes import Child, PortTakenError, free_port, is_free, run
+from ingestor.local.processes import Child, PortTakenError, free_port, run
+from ingestor.local.server import Server
 
 KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.1"
 
 START_TIMEOUT_S = 60.0
 """A start takes 1 to 3 seconds; after a SIGKILL with gigabytes to recover, or on a busy machine, much more."""
-
-PORT_ATTEMPTS = 5
-"""Somebody may take a random port between choosing it and listening; five times in a row means something else."""
 
 # kafka-clients is named because jgo would otherwise take an older one than the broker was built with.
 _COORDINATES = "+".join(
@@ -94,13 +91,15 @@ _JVM_ARGS = [
 ]
 
 
-class LocalKafka:
+class LocalKafka(Server):
     """One broker that is its own controller (KRaft), on 127.0.0.1 only, with its data in a folder.
 
     It ends with this process (see :class:`~ingestor.local.processes.Child`). The data stays: another
     start on the same folder, by this object or a later one, finds topics, offsets and transactions.
     Logs are in ``kafka.log`` in the folder.
     """
+
+    name = "Kafka"
 
     def __init__(
         self, folder: Path, *, port: int | None = None, heap: str = "512m", jvm_args: Sequence[str] = ()
@@ -113,79 +112,29 @@ class LocalKafka:
             heap: Java's largest heap, as after ``-Xmx``.
             jvm_args: more flags for Java.
         """
-        self.folder = folder.absolute()
-        self._port = port
+        super().__init__(folder, port)
         self._heap = heap
         self._jvm_args = list(jvm_args)
-        self._child: Child | None = None
+        self._cluster = ""
 
-    def start(self) -> Self:
-        """Start the broker and wait until it answers: 1 to 3 seconds, and 3 more after a SIGKILL.
-
-        Raises:
-            ConfigError: packages or jars are missing, the port is taken, or the broker ended; the
-                message has its last words.
-        """
-        if self._child is not None and self._child.poll() is None:
-            raise RuntimeError("Kafka is running already")
+    def _launch(self, port: int) -> Child:
         java = _java_command(self._heap, self._jvm_args)
         # A killed broker leaves its unpacked native libraries there.
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         (self.folder / "tmp").mkdir(parents=True)
         (self.folder / "log4j2.properties").write_text(_LOG4J_PROPERTIES)
-        if self._port is not None and not is_free(self._port):
-            raise PortTakenError(f"port {self._port} of 127.0.0.1 is taken: stop its owner or choose another port")
-        for attempt in range(1, PORT_ATTEMPTS + 1):
-            port = self._port or free_port()
-            self._write_properties(port)
-            cluster_id = self._cluster_id(java)
-            child = Child(
-                [*java, "kafka.Kafka", "server.properties"], log_path=self.folder / "kafka.log", cwd=self.folder
-            ).start()
-            try:
-                _wait_until_ready(child, port, cluster_id)
-            except BaseException as error:
-                child.kill()
-                if isinstance(error, PortTakenError) and attempt < PORT_ATTEMPTS:
-                    continue
-                raise
-            self._child, self._port = child, port
-            break
-        return self
+        self._write_properties(port)
+        self._cluster = self._cluster_id(java)
+        log_path = self.folder / "kafka.log"
+        return Child([*java, "kafka.Kafka", "server.properties"], log_path=log_path, cwd=self.folder).start()
 
-    def stop(self, timeout_s: float = 15.0) -> None:
-        """Shut the broker down in order; after *timeout_s* seconds, kill it."""
-        if self._child is not None:
-            self._child.stop(timeout_s)
-
-    def kill(self) -> None:
-        """End the broker as a power cut would (SIGKILL)."""
-        if self._child is not None:
-            self._child.kill()
-
-    def poll(self) -> int | None:
-        """Return the broker's exit code, or None while it runs (or was never started)."""
-        return None if self._child is None else self._child.poll()
+    def _wait_until_ready(self, child: Child, port: int) -> None:
+        _wait_until_ready(child, port, self._cluster)
 
     @property
     def bootstrap_servers(self) -> str:
         """``host:port`` for clients; known from the first start on, or from the port that was given."""
-        if self._port is None:
-            raise RuntimeError("Kafka was not started")
-        return f"127.0.0.1:{self._port}"
-
-    @property
-    def pid(self) -> int:
-        """The broker's process id."""
-        if self._child is None:
-            raise RuntimeError("Kafka was not started")
-        return self._child.pid
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
+        return f"127.0.0.1:{self.port}"
 
     def _write_properties(self, port: int) -> None:
         controller_port = free_port()

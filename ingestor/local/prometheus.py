@@ -8,21 +8,18 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import requests
 import yaml
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once
-from ingestor.local.processes import Child, PortTakenError, free_port, is_free, run
+from ingestor.local.processes import Child, PortTakenError, run
+from ingestor.local.server import Server
 
 START_TIMEOUT_S = 60.0
 """A start takes well below a second; replaying a large write-ahead log on a busy machine takes longer."""
-
-PORT_ATTEMPTS = 5
-"""As in kafka.py."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +30,14 @@ class Binaries:
     promtool: Path
 
 
-class LocalPrometheus:
+class LocalPrometheus(Server):
     """A Prometheus on 127.0.0.1 only, with its data in a folder, that never forgets (retention 100 years).
 
     It ends with this process (see :class:`~ingestor.local.processes.Child`). The folder gets
     ``prometheus.yml``, ``prometheus.log`` and ``data``; blocks made by :func:`create_blocks` go into ``data``.
     """
+
+    name = "Prometheus"
 
     def __init__(
         self,
@@ -56,79 +55,29 @@ class LocalPrometheus:
             config: the configuration as YAML or as what that YAML means; None scrapes nothing.
             extra_args: more flags; a repeated flag is an error of Prometheus.
         """
-        self.folder = folder.absolute()
-        self._port = port
+        super().__init__(folder, port)
         self._config = config
         self._extra_args = list(extra_args)
-        self._child: Child | None = None
 
     @property
     def data_dir(self) -> Path:
         """Where the blocks are."""
         return self.folder / "data"
 
-    def start(self) -> Self:
-        """Start the server and wait until it answers queries.
-
-        Raises:
-            ConfigError: there is no Prometheus, the port is taken, or the server ended; the message
-                has its last words.
-        """
-        if self._child is not None and self._child.poll() is None:
-            raise RuntimeError("Prometheus is running already")
+    def _launch(self, port: int) -> Child:
         binaries = find_binaries()
         self.data_dir.mkdir(parents=True, exist_ok=True)
         text = self._config if isinstance(self._config, str) else yaml.safe_dump(dict(self._config or {"global": {}}))
         (self.folder / "prometheus.yml").write_text(text)
-        if self._port is not None and not is_free(self._port):
-            raise PortTakenError(f"port {self._port} of 127.0.0.1 is taken: stop its owner or choose another port")
-        for attempt in range(1, PORT_ATTEMPTS + 1):
-            port = self._port or free_port()
-            child = Child(self._command(binaries, port), log_path=self.folder / "prometheus.log").start()
-            try:
-                _wait_until_ready(child, port, self.data_dir)
-            except BaseException as error:
-                child.kill()
-                if isinstance(error, PortTakenError) and attempt < PORT_ATTEMPTS:
-                    continue
-                raise
-            self._child, self._port = child, port
-            break
-        return self
+        return Child(self._command(binaries, port), log_path=self.folder / "prometheus.log").start()
 
-    def stop(self, timeout_s: float = 15.0) -> None:
-        """Shut the server down in order; after *timeout_s* seconds, kill it."""
-        if self._child is not None:
-            self._child.stop(timeout_s)
-
-    def kill(self) -> None:
-        """End the server as a power cut would (SIGKILL)."""
-        if self._child is not None:
-            self._child.kill()
-
-    def poll(self) -> int | None:
-        """Return the server's exit code, or None while it runs (or was never started)."""
-        return None if self._child is None else self._child.poll()
+    def _wait_until_ready(self, child: Child, port: int) -> None:
+        _wait_until_ready(child, port, self.data_dir)
 
     @property
     def url(self) -> str:
         """The base URL, without a slash at its end; known from the first start on, or from the port that was given."""
-        if self._port is None:
-            raise RuntimeError("Prometheus was not started")
-        return f"http://127.0.0.1:{self._port}"
-
-    @property
-    def pid(self) -> int:
-        """The server's process id."""
-        if self._child is None:
-            raise RuntimeError("Prometheus was not started")
-        return self._child.pid
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.stop()
+        return f"http://127.0.0.1:{self.port}"
 
     def _command(self, binaries: Binaries, port: int) -> list[str | Path]:
         return [
