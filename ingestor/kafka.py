@@ -47,6 +47,15 @@ def reason(error: KafkaException | KafkaError) -> str:
     return cause.str() if isinstance(cause, KafkaError) else str(cause)
 
 
+def is_settling(error: KafkaException) -> bool:
+    """Tell whether a group's coordinator is only not ready yet, as just after the broker's start."""
+    return error.args[0].code() in (
+        KafkaError.NOT_COORDINATOR,
+        KafkaError.COORDINATOR_NOT_AVAILABLE,
+        KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    )
+
+
 def connect(bootstrap_servers: str) -> AdminClient:
     """Return an admin client of a cluster that answers.
 
@@ -179,7 +188,8 @@ def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Itera
             message = consumer.poll(1.0)
             if time.monotonic() > deadline:
                 raise PublishError(
-                    f"{topic} cannot be read to its end within {_READ_TO_END_S:.0f} s: look at the broker's log"
+                    f"{topic} cannot be read to its end within {_READ_TO_END_S:.0f} s: a transaction there does not "
+                    "end (kafka-transactions.sh find-hanging finds it; a local dataset: --overwrite begins it anew)"
                 )
             if message is None:
                 continue
@@ -248,6 +258,8 @@ def committed_offsets(bootstrap_servers: str, group_id: str, topic: str, partiti
         offsets = {tp.partition: tp.offset for tp in stored}
         return offsets if all(offset >= 0 for offset in offsets.values()) else None
     except KafkaException as error:
+        if is_settling(error):
+            return None
         raise PublishError(f"committed offsets cannot be read: {reason(error)}") from error
     finally:
         consumer.close()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Callable
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from ingestor.core.errors import ConfigError, Fenced, PublishError
-from ingestor.kafka import client_config, reason
+from ingestor.kafka import client_config, is_settling, reason
 from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
@@ -70,7 +72,7 @@ class Transactions:
         """
         at = TopicPartition(self._input_topic, partition)
         try:
-            stored = self._offsets.committed([at], _TIMEOUT_S)[0]
+            stored = self._settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
             first, _ = self._offsets.get_watermark_offsets(at, _TIMEOUT_S)
         except KafkaException as error:
             raise PublishError(f"the committed offset cannot be read: {reason(error)}") from error
@@ -83,6 +85,18 @@ class Transactions:
                 f"the deleted stretch, delete the consumer group {self._group_id}"
             )
         return stored.offset, stored.metadata or ""
+
+    @staticmethod
+    def _settled(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
+        """Ask until the group's coordinator is ready, or it is not for long."""
+        deadline = time.monotonic() + _TIMEOUT_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if not is_settling(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.1)
 
     def write(self, partition: int, emission: Emission, group_metadata: bytes) -> None:
         """Write an emission's records and commit its offset, both or neither.

@@ -42,6 +42,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         stdout: int | None = None,
+        death_signal: signal.Signals = signal.SIGKILL,
     ) -> None:
         """Describe the process; nothing runs yet.
 
@@ -50,6 +51,7 @@ class Child:
             log_path: standard output and error are appended here.
             env: the whole environment, or None for the parent's.
             cwd: working directory, or None for the parent's.
+            death_signal: what the kernel sends it when this process dies (Linux).
             stdout: ``PIPE`` to read standard output from :attr:`stdout`; the log then has only errors.
         """
         self.args = [str(arg) for arg in args]
@@ -57,6 +59,7 @@ class Child:
         self._env = None if env is None else dict(env)
         self._cwd = cwd
         self._stdout = stdout
+        self._death_signal = death_signal
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
@@ -72,7 +75,7 @@ class Child:
             raise ConfigError(f"{self.args[0]} cannot be run: no such program")
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                guarded(self.args),
+                guarded(self.args, self._death_signal),
                 stdin=subprocess.DEVNULL,
                 stdout=log if self._stdout is None else self._stdout,
                 stderr=log,
@@ -182,19 +185,19 @@ _PR_SET_PDEATHSIG = 1
 # this process, where the locks of other threads (librdkafka, Arrow, numba) may be held for ever.
 _GUARD = f"""
 import ctypes, os, signal, sys
-if ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, signal.SIGKILL, 0, 0, 0) or os.getppid() != int(sys.argv[1]):
+if ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, int(sys.argv[2]), 0, 0, 0) or os.getppid() != int(sys.argv[1]):
     os._exit({128 + signal.SIGKILL})  # The parent was gone before the kernel knew whom to watch.
 for number in signal.SIGPIPE, signal.SIGXFSZ:
     signal.signal(number, signal.SIG_DFL)  # Python ignores these, and exec would pass that on.
-os.execvp(sys.argv[2], sys.argv[2:])
+os.execvp(sys.argv[3], sys.argv[3:])
 """
 
 
-def guarded(args: list[str]) -> list[str]:
-    """Return the command that becomes *args* and dies with this process; on Linux, else *args* itself."""
+def guarded(args: list[str], death_signal: signal.Signals = signal.SIGKILL) -> list[str]:
+    """Return the command that becomes *args* and gets *death_signal* when this process dies; on Linux, else *args*."""
     if sys.platform != "linux":
         return args
-    return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), *args]
+    return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(int(death_signal)), *args]
 
 
 def free_port() -> int:

@@ -77,7 +77,7 @@ def test_a_prometheus_with_small_limits_gives_every_sample(
     shutil.copytree(prometheus.data_dir, limited.data_dir, ignore=shutil.ignore_patterns("lock", "queries.active"))
     view = view_of("limited", "1m", "sum")
     with limited:
-        done = run(backfill(limited, kafka, "limited"))
+        done = run(backfill(limited, kafka, "limited", "--source", "query"))
     assert "halving" in done.stderr
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_until_windowed(kafka, view, child)
