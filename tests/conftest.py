@@ -12,7 +12,6 @@ from hypothesis import settings
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
 
-
 # How long an example takes says nothing about what it shows, and CI is sometimes busy.
 settings.register_profile("podstream", deadline=None)
 settings.load_profile("podstream")
