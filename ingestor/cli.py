@@ -82,7 +82,7 @@ def run_command(**flags: Any) -> None:
 @click.argument("job")
 @kafka_options
 @logging_option
-def cancel(job: str, bootstrap_servers: str, topics: Any) -> None:
+def cancel(job: str, cluster: Any, topics: Any) -> None:
     """Give up JOB, which will never go on, so that it holds nothing back.
 
     What it has published stays; the window that its end cuts is marked partial.
@@ -92,12 +92,12 @@ def cancel(job: str, bootstrap_servers: str, topics: Any) -> None:
     from ingestor.positions import read_positions  # noqa: PLC0415
     from ingestor.publisher import Publisher  # noqa: PLC0415
 
-    known = topics.positions in partition_counts(connect(bootstrap_servers))
-    if not known or job not in read_positions(bootstrap_servers, topics):
+    known = topics.positions in partition_counts(connect(cluster))
+    if not known or job not in read_positions(cluster, topics):
         raise ConfigError(f"{topics.positions} knows no job {job}: give the name that ingestor backfill printed")
-    with Publisher(bootstrap_servers, topics, job) as publisher:
+    with Publisher(cluster, topics, job) as publisher:
         # Read again: only now can no other poller move it.
-        position = read_positions(bootstrap_servers, topics)[job]
+        position = read_positions(cluster, topics)[job]
         if position.ended:
             click.echo(f"{job} has ended already", err=True)
             return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
@@ -31,10 +32,17 @@ COMPACTED = {"cleanup.policy": "compact"}
 DELETED_WITH_AGE = {"cleanup.policy": "delete"}
 
 
-def client_config(bootstrap_servers: str) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A Kafka cluster, and how to get in."""
+
+    bootstrap_servers: str
+
+
+def client_config(cluster: Cluster) -> dict[str, Any]:
     """Return what every confluent-kafka client of ours is given."""
     return {
-        "bootstrap.servers": bootstrap_servers,
+        "bootstrap.servers": cluster.bootstrap_servers,
         # Only what is fatal is printed by librdkafka itself; we raise what matters.
         "log_level": 2,
         "client.id": "podstream",
@@ -56,18 +64,18 @@ def is_settling(error: KafkaException) -> bool:
     )
 
 
-def connect(bootstrap_servers: str) -> AdminClient:
+def connect(cluster: Cluster) -> AdminClient:
     """Return an admin client of a cluster that answers.
 
     Raises:
         ConfigError: no broker answers.
     """
-    admin = AdminClient(client_config(bootstrap_servers))
+    admin = AdminClient(client_config(cluster))
     try:
         admin.list_topics(timeout=CONNECT_TIMEOUT_S)
     except KafkaException as error:
         raise ConfigError(
-            f"no Kafka broker answers at {bootstrap_servers} ({reason(error)}): "
+            f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(error)}): "
             "is it running there? give --bootstrap-servers"
         ) from error
     return admin
@@ -155,11 +163,11 @@ def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
             time.sleep(0.05)
 
 
-def assigned_consumer(bootstrap_servers: str, **settings: Any) -> Consumer:
+def assigned_consumer(cluster: Cluster, **settings: Any) -> Consumer:
     """Return a read_committed consumer for partitions that are assigned by hand; it commits nothing."""
     return Consumer(
         {
-            **client_config(bootstrap_servers),
+            **client_config(cluster),
             # The library wants a name; no group is joined and nothing is committed.
             "group.id": "podstream-reader",
             "isolation.level": "read_committed",
@@ -169,7 +177,7 @@ def assigned_consumer(bootstrap_servers: str, **settings: Any) -> Consumer:
     )
 
 
-def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Iterator[Message]:
+def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Message]:
     """Yield the committed messages of a partition from its beginning to its end as of now.
 
     An open transaction of another writer hides what was committed behind it: wait
@@ -178,10 +186,10 @@ def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Itera
     Raises:
         PublishError: the broker stopped answering, or a transaction stays open.
     """
-    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
     try:
         at = TopicPartition(topic, partition, 0)
-        end = _high_watermark(bootstrap_servers, topic, partition)
+        end = _high_watermark(cluster, topic, partition)
         consumer.assign([at])
         deadline = time.monotonic() + _READ_TO_END_S
         while end > 0:
@@ -206,9 +214,9 @@ def read_to_end(bootstrap_servers: str, topic: str, partition: int = 0) -> Itera
         consumer.close()
 
 
-def _high_watermark(bootstrap_servers: str, topic: str, partition: int) -> int:
+def _high_watermark(cluster: Cluster, topic: str, partition: int) -> int:
     """Return the offset behind the last message, committed or not."""
-    admin = AdminClient(client_config(bootstrap_servers))
+    admin = AdminClient(client_config(cluster))
     at, latest = TopicPartition(topic, partition), OffsetSpec.latest()  # type: ignore[no-untyped-call]
     futures = admin.list_offsets(
         {at: latest}, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CONNECT_TIMEOUT_S
@@ -216,10 +224,10 @@ def _high_watermark(bootstrap_servers: str, topic: str, partition: int) -> int:
     return int(futures[at].result().offset)
 
 
-def latest_by_key(bootstrap_servers: str, topic: str) -> Mapping[bytes, bytes]:
+def latest_by_key(cluster: Cluster, topic: str) -> Mapping[bytes, bytes]:
     """Return the last committed value of each key of a compacted topic with one partition."""
     latest: dict[bytes, bytes] = {}
-    for message in read_to_end(bootstrap_servers, topic):
+    for message in read_to_end(cluster, topic):
         key, value = message.key() or b"", message.value()
         if value is None:
             latest.pop(key, None)
@@ -228,12 +236,12 @@ def latest_by_key(bootstrap_servers: str, topic: str) -> Mapping[bytes, bytes]:
     return latest
 
 
-def has_unread(bootstrap_servers: str, topic: str, offsets: Mapping[int, int]) -> bool:
+def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool:
     """Tell whether a partition has committed messages at or behind its offset in *offsets*.
 
     Known from the messages, not from offsets: what ends a transaction takes an offset and is no message.
     """
-    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
     try:
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
         ended: set[int] = set()
@@ -250,9 +258,9 @@ def has_unread(bootstrap_servers: str, topic: str, offsets: Mapping[int, int]) -
         consumer.close()
 
 
-def committed_offsets(bootstrap_servers: str, group_id: str, topic: str, partitions: int) -> dict[int, int] | None:
+def committed_offsets(cluster: Cluster, group_id: str, topic: str, partitions: int) -> dict[int, int] | None:
     """Return what a consumer group has committed for every partition; None while one has nothing."""
-    consumer = Consumer({**client_config(bootstrap_servers), "group.id": group_id})
+    consumer = Consumer({**client_config(cluster), "group.id": group_id})
     try:
         stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
         offsets = {tp.partition: tp.offset for tp in stored}

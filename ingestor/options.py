@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -112,7 +113,7 @@ def logging_option(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--bootstrap-servers`` and ``--topic-prefix``."""
+    """Add ``--topic-prefix`` and what makes a `Cluster`, which the function gets as *cluster*."""
     function = click.option(
         "--topic-prefix",
         "topics",
@@ -121,13 +122,22 @@ def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:
         show_default=True,
         help="What the topics' names begin with.",
     )(function)
-    return click.option(
-        "--bootstrap-servers",
-        default="localhost:9092",
-        show_default=True,
-        metavar="HOST:PORT[,…]",
-        help="The Kafka cluster.",
-    )(function)
+    return cluster_options(default="localhost:9092", help="The Kafka cluster.", show_default=True)(function)
+
+
+def cluster_options(**bootstrap_servers: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add what makes a `Cluster`, which the function gets as *cluster*; None where no servers are given."""
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def with_cluster(*, bootstrap_servers: str | None, **flags: Any) -> Any:
+            from ingestor.kafka import Cluster  # noqa: PLC0415 - --help must not wait for librdkafka
+
+            return function(cluster=Cluster(bootstrap_servers) if bootstrap_servers else None, **flags)
+
+        return click.option("--bootstrap-servers", metavar="HOST:PORT[,…]", **bootstrap_servers)(with_cluster)
+
+    return add
 
 
 def _regular_expression(text: str) -> str:

@@ -20,7 +20,7 @@ from ingestor.core.durations import ChunkSize, parse_time
 from ingestor.core.errors import ConfigError, PublishError, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, floor_ms, iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import connect, ensure_topics, partition_counts
+from ingestor.kafka import Cluster, connect, ensure_topics, partition_counts
 from ingestor.packing import FetchedSeries, PackedRange, pack
 from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
 from ingestor.publisher import Publisher
@@ -47,7 +47,7 @@ _PUBLISH_ATTEMPTS = 10
 class PollerSettings:
     """What to read, from where, and how gently."""
 
-    bootstrap_servers: str
+    cluster: Cluster
     topics: Topics
     selector: Selector
     start: str
@@ -153,7 +153,7 @@ class Poller:
         """
         patience_s = None if self.settings.end is None else _BACKFILL_PATIENCE_S
         self.source = RetryingSource(self.source, self.stop, patience_s)
-        admin = connect(self.settings.bootstrap_servers)
+        admin = connect(self.settings.cluster)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(self._passing_errors()),
             wait=tenacity.wait_exponential_jitter(initial=0.5, max=30.0),
@@ -194,12 +194,12 @@ class Poller:
             # What cannot be read as asked is refused before anything is made.
             self._first_position(partitions=1)
         ensured = ensure_topics(admin, settings.topics, settings.partitions)
-        with Publisher(settings.bootstrap_servers, settings.topics, settings.job) as publisher:
+        with Publisher(settings.cluster, settings.topics, settings.job) as publisher:
             return self._go_on(publisher, ensured)
 
     def _go_on(self, publisher: Publisher, ensured: int) -> Position:
         settings = self.settings
-        stored = read_positions(settings.bootstrap_servers, settings.topics).get(settings.job)
+        stored = read_positions(settings.cluster, settings.topics).get(settings.job)
         position = stored or self._first_position(ensured)
         if position.partitions != ensured:
             raise ConfigError(

@@ -11,7 +11,7 @@ import orjson
 from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import latest_by_key
+from ingestor.kafka import Cluster, latest_by_key
 
 LIVE_JOB = "live"
 
@@ -79,7 +79,7 @@ def job_name(arguments: dict[str, Any]) -> str:
     return f"backfill-{digest.hexdigest()}"
 
 
-def read_positions(bootstrap_servers: str, topics: Topics) -> dict[str, Position]:
+def read_positions(cluster: Cluster, topics: Topics) -> dict[str, Position]:
     """Return the position of every job."""
-    latest = latest_by_key(bootstrap_servers, topics.positions)
+    latest = latest_by_key(cluster, topics.positions)
     return {key.decode(): Position.from_json(value) for key, value in latest.items()}

@@ -11,7 +11,7 @@ from ingestor.core import wire
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import client_config, reason
+from ingestor.kafka import Cluster, client_config, reason
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
 
@@ -28,17 +28,17 @@ class Publisher:
     """The writing side of one job.
 
     Args:
-        bootstrap_servers: the cluster.
+        cluster: where to write.
         topics: where to write.
         job: names the transactional id: a second poller of the job fences this one.
     """
 
-    def __init__(self, bootstrap_servers: str, topics: Topics, job: str) -> None:
+    def __init__(self, cluster: Cluster, topics: Topics, job: str) -> None:
         self._topics = topics
         self._job = job
         self._producer = Producer(
             {
-                **client_config(bootstrap_servers),
+                **client_config(cluster),
                 "transactional.id": f"{topics.prefix}.poller.{job}",
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
                 "linger.ms": 5,

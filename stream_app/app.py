@@ -16,6 +16,7 @@ import faust
 from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
+from ingestor.kafka import Cluster
 from stream_app.faust_transport import App, Transport, group_metadata
 from stream_app.pipeline import Emission, Pipeline, View
 from stream_app.transactions import Superseded, Transactions
@@ -37,7 +38,7 @@ _COMMIT_EVERY = 200
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    bootstrap_servers: str
+    cluster: Cluster
     view: View
     slot: int | None = None
     web_host: str = "127.0.0.1"
@@ -51,7 +52,7 @@ class Worker:
     def __init__(self, settings: WorkerSettings) -> None:
         self._view = settings.view
         self._transactions = Transactions(
-            settings.bootstrap_servers, self._view.topics.range_chunks, self._view.group_id, settings.slot
+            settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._pipelines: dict[int, Pipeline] = {}
         # One producer has one transaction at a time, so one message is handled at a time.
@@ -88,7 +89,7 @@ class Worker:
     def _faust_app(self, settings: WorkerSettings) -> faust.App:
         app = App(
             self._view.group_id,
-            broker=[f"kafka://{server.strip()}" for server in settings.bootstrap_servers.split(",")],
+            broker=[f"kafka://{server.strip()}" for server in settings.cluster.bootstrap_servers.split(",")],
             store="memory://",
             topic_disable_leader=True,
             topic_allow_declare=False,

@@ -15,6 +15,7 @@ from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run,
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
+    cluster_options,
     config_option,
     end_option,
     json_option,
@@ -125,10 +126,10 @@ def worker(**flags: Any) -> None:
 
     view = _view(flags)
     port = _free_web_port(flags["web_port"])
-    admin = connect(flags["bootstrap_servers"])
+    admin = connect(flags["cluster"])
     ensure_topics(admin, view.topics, flags["partitions"])
     check_view(admin, view)
-    settings = WorkerSettings(flags["bootstrap_servers"], view, slot=flags["slot"], web_port=port)
+    settings = WorkerSettings(flags["cluster"], view, slot=flags["slot"], web_port=port)
     click.echo(f"{view.in_words()}: {view.topics.range_chunks} -> {view.sinks_in_words()}", err=True)
     asyncio.run(
         run_worker(settings, lambda: log.info("worker is ready", extra={"group": view.group_id, "web_port": port}))
@@ -164,7 +165,7 @@ def files(**flags: Any) -> None:
     from stream_app.pipeline import method_name  # noqa: PLC0415
 
     settings = FilesSettings(
-        bootstrap_servers=flags["bootstrap_servers"],
+        cluster=flags["cluster"],
         topics=flags["topics"],
         storage=flags["storage"],
         group_by=flags["group_by"],
@@ -196,10 +197,8 @@ def files(**flags: Any) -> None:
 @format_option
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that the storage holds.")
 @source_options
-@click.option(
-    "--bootstrap-servers",
-    metavar="HOST:PORT[,…]",
-    help="A Kafka cluster to use, under topics of its own. [default: a local broker, for as long as this runs]",
+@cluster_options(
+    help="A Kafka cluster to use, under topics of its own. [default: a local broker, for as long as this runs]"
 )
 @json_option
 @logging_option
@@ -217,7 +216,7 @@ def dataset(**flags: Any) -> None:
     settings = DatasetSettings(
         view=view,
         storage=flags["storage"],
-        bootstrap_servers=flags["bootstrap_servers"],
+        cluster=flags["cluster"],
         poller_arguments=_poller_arguments(flags),
         partitions=flags["partitions"],
         overwrite=overwrite,

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException
 from ingestor.command_line import EXIT_INTERRUPTED, Presence
 from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.topics import Topics
-from ingestor.kafka import FOREVER_MS, committed_offsets, connect, ensure_topics, has_unread, reason
+from ingestor.kafka import FOREVER_MS, Cluster, committed_offsets, connect, ensure_topics, has_unread, reason
 from ingestor.local.processes import PIPE, Child
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
@@ -41,7 +41,7 @@ class DatasetSettings:
 
     view: View
     storage: Path
-    bootstrap_servers: str | None
+    cluster: Cluster | None
     """None: a local broker, for as long as it runs."""
     poller_arguments: list[str]
     partitions: int | None = None
@@ -62,15 +62,15 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
     state = _State.open(settings)
     with display(presence) as shown, ExitStack() as stack:
         shown.plan(plan)
-        bootstrap_servers = settings.bootstrap_servers or stack.enter_context(_local_broker(state, shown))
+        cluster = settings.cluster or stack.enter_context(_local_broker(state, shown))
         view = replace(settings.view, topics=Topics(state.prefix))
-        admin = connect(bootstrap_servers)
+        admin = connect(cluster)
         partitions = ensure_topics(admin, view.topics, settings.partitions, retention_ms=FOREVER_MS)
-        parts = _Parts(settings, state, view, bootstrap_servers, partitions, shown)
+        parts = _Parts(settings, state, view, cluster, partitions, shown)
         if not parts.run(stop):
             return False
         state.finish()
-        if settings.bootstrap_servers:
+        if settings.cluster:
             parts.delete_topics(admin)
         shown.finish(parts.rows, parts.files, settings.storage, time.monotonic() - began)
     state.delete_broker()
@@ -105,12 +105,12 @@ def _of_child(code: int, output: str) -> IngestorError:
 
 
 @contextmanager
-def _local_broker(state: _State, shown: Display) -> Iterator[str]:
+def _local_broker(state: _State, shown: Display) -> Iterator[Cluster]:
     from ingestor.local.kafka import LocalKafka  # noqa: PLC0415 - only who needs it has its dependencies
 
     shown.step("starting a local Kafka (the first time its jars are fetched)")
     with LocalKafka(state.folder / "kafka") as broker:
-        yield broker.bootstrap_servers
+        yield broker.cluster
 
 
 @dataclass(slots=True)
@@ -128,7 +128,11 @@ class _State:
             ConfigError: the storage cannot be written, or holds something else.
         """
         storage, folder = settings.storage, settings.storage / _STATE
-        arguments = [*settings.poller_arguments, settings.view.group_id, settings.bootstrap_servers or ""]
+        arguments = [
+            *settings.poller_arguments,
+            settings.view.group_id,
+            settings.cluster.bootstrap_servers if settings.cluster else "",
+        ]
         try:
             storage.mkdir(parents=True, exist_ok=True)
             earlier = json.loads(path.read_text()) if (path := folder / "state.json").exists() else None
@@ -145,7 +149,7 @@ class _State:
                 _delete(storage)
             elif any(storage.iterdir()):
                 raise ConfigError(f"{storage} is not empty: give another --storage")
-            prefix = "metrics" if settings.bootstrap_servers is None else f"metrics-dataset-{secrets.token_hex(4)}"
+            prefix = "metrics" if settings.cluster is None else f"metrics-dataset-{secrets.token_hex(4)}"
             folder.mkdir()
             _replace(path, {"arguments": arguments, "prefix": prefix, "finished": False})
             return cls(folder, prefix)
@@ -189,14 +193,14 @@ class _Parts:
         settings: DatasetSettings,
         state: _State,
         view: View,
-        bootstrap_servers: str,
+        cluster: Cluster,
         partitions: int,
         shown: Display,
     ) -> None:
         self._settings, self._state, self._view = settings, state, view
-        self._kafka = ["--bootstrap-servers", bootstrap_servers, "--topic-prefix", view.topics.prefix]
-        self._bootstrap_servers, self._partitions, self._shown = bootstrap_servers, partitions, shown
-        self._files = FilesSettings(bootstrap_servers, view.topics, settings.storage, view.group_by, idle_s=0.0)
+        self._kafka = ["--bootstrap-servers", cluster.bootstrap_servers, "--topic-prefix", view.topics.prefix]
+        self._cluster, self._partitions, self._shown = cluster, partitions, shown
+        self._files = FilesSettings(cluster, view.topics, settings.storage, view.group_by, idle_s=0.0)
         self.rows = self.files = 0
         self._rows_before = 0
         (state.folder / "logs").mkdir(exist_ok=True)
@@ -268,8 +272,8 @@ class _Parts:
         topic = self._view.topics.range_chunks
         while not stop.wait(_LOOK_EVERY_S):
             self._check(worker, files)
-            offsets = committed_offsets(self._bootstrap_servers, self._view.group_id, topic, self._partitions)
-            if offsets is not None and not has_unread(self._bootstrap_servers, topic, offsets):
+            offsets = committed_offsets(self._cluster, self._view.group_id, topic, self._partitions)
+            if offsets is not None and not has_unread(self._cluster, topic, offsets):
                 self._shown.step("writing the last rows")
                 return True
         return False

@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import assigned_consumer, connect, reason, wait_for_leaders
+from ingestor.kafka import Cluster, assigned_consumer, connect, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -63,7 +63,7 @@ _FORBIDDEN = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZAT
 class FilesSettings:
     """What ``stream-app files`` is asked to do."""
 
-    bootstrap_servers: str
+    cluster: Cluster
     topics: Topics
     storage: Path
     group_by: tuple[str, ...] = ("pod",)
@@ -125,7 +125,7 @@ def run_files(
     wanted = _checked(settings)
     storage = Storage(settings.storage)
     try:
-        admin = connect(settings.bootstrap_servers)
+        admin = connect(settings.cluster)
         names = {settings.topics.sink(grouping): grouping for grouping in settings.group_by}
         found = _wait_for_topics(admin, list(names), stop)
         if found is None:
@@ -137,7 +137,7 @@ def run_files(
         sink = CsvSink(storage, settings.group_by)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         consumer = assigned_consumer(
-            settings.bootstrap_servers,
+            settings.cluster,
             **{
                 "auto.offset.reset": "error",
                 "enable.auto.offset.store": False,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from ingestor.core.errors import ConfigError, Fenced, PublishError
-from ingestor.kafka import client_config, is_settling, reason
+from ingestor.kafka import Cluster, client_config, is_settling, reason
 from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
@@ -28,7 +28,7 @@ class Transactions:
     """One worker's writing side. Calls block: keep them off the event loop.
 
     Args:
-        bootstrap_servers: the cluster.
+        cluster: where records are written.
         input_topic: what offsets are committed for.
         group_id: the consumer group.
         slot: names this worker among those of the view. The same slot again fences
@@ -36,14 +36,14 @@ class Transactions:
             transaction must time out before its partitions go on.
     """
 
-    def __init__(self, bootstrap_servers: str, input_topic: str, group_id: str, slot: int | None) -> None:
+    def __init__(self, cluster: Cluster, input_topic: str, group_id: str, slot: int | None) -> None:
         self._input_topic = input_topic
         self._group_id = group_id
         self._slot = slot
         suffix = uuid.uuid4().hex if slot is None else f"slot-{slot}"
         self._producer = Producer(
             {
-                **client_config(bootstrap_servers),
+                **client_config(cluster),
                 "transactional.id": f"{group_id}.{suffix}",
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
                 "linger.ms": 5,
@@ -53,9 +53,7 @@ class Transactions:
             }
         )
         # It never subscribes. Its committed() waits for offsets of open transactions; aiokafka's does not.
-        self._offsets = Consumer(
-            {**client_config(bootstrap_servers), "group.id": group_id, "isolation.level": "read_committed"}
-        )
+        self._offsets = Consumer({**client_config(cluster), "group.id": group_id, "isolation.level": "read_committed"})
 
     def start(self) -> None:
         """Fence whoever held the slot before, and end its transaction."""

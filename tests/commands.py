@@ -58,13 +58,13 @@ def write_files(kafka: LocalKafka, view: View, storage: Path) -> None:
 def wait_until_windowed(kafka: LocalKafka, view: View, *watched: Child, timeout_s: float = 90.0) -> None:
     """Wait until the view's workers have committed everything that is on the chunk topic."""
     topic = view.topics.range_chunks
-    partitions = ensure_topics(connect(kafka.bootstrap_servers), view.topics, None)
+    partitions = ensure_topics(connect(kafka.cluster), view.topics, None)
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         for child in watched:
             assert child.poll() is None, child.log_tail()
-        offsets = committed_offsets(kafka.bootstrap_servers, view.group_id, topic, partitions)
-        if offsets is not None and not has_unread(kafka.bootstrap_servers, topic, offsets):
+        offsets = committed_offsets(kafka.cluster, view.group_id, topic, partitions)
+        if offsets is not None and not has_unread(kafka.cluster, topic, offsets):
             return
         time.sleep(0.2)
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))

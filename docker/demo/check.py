@@ -15,7 +15,7 @@ from tables import Table
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import assigned_consumer, connect, partition_counts
+from ingestor.kafka import Cluster, assigned_consumer, connect, partition_counts
 from stream_app.records import decode_record
 
 _TIMEOUT_S = 20.0
@@ -142,11 +142,11 @@ def differences(cells: list[Cell], prometheus: Prometheus, chunk_size: ChunkSize
     return found
 
 
-def records_until(bootstrap_servers: str, end_ms: int, history_end_ms: int) -> Published:
+def records_until(cluster: Cluster, end_ms: int, history_end_ms: int) -> Published:
     """Return what the pod records in Kafka stand for, of windows that end at or before *end_ms*.
 
     Args:
-        bootstrap_servers: the cluster.
+        cluster: where they are.
         end_ms: end of the last window that counts.
         history_end_ms: end of the last window that counts for the speed; later ones waited for time to pass.
 
@@ -155,7 +155,7 @@ def records_until(bootstrap_servers: str, end_ms: int, history_end_ms: int) -> P
     """
     topics = Topics()
     samples, seen, history_samples, first_ms, last_ms = 0, set(), 0, 2**62, 0
-    for message in _committed_messages(bootstrap_servers, (topics.range_chunks, topics.pods)):
+    for message in _committed_messages(cluster, (topics.range_chunks, topics.pods)):
         # Kafka's own timestamps are the times of writing.
         written_ms = message.timestamp()[1]
         if message.topic() == topics.range_chunks:
@@ -175,11 +175,11 @@ def records_until(bootstrap_servers: str, end_ms: int, history_end_ms: int) -> P
     return Published(samples, len(seen), history_samples, max(last_ms - first_ms, 1) / 1000)
 
 
-def _committed_messages(bootstrap_servers: str, topics: Iterable[str]) -> Iterator[Message]:
+def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Message]:
     """Yield what is in all partitions of *topics* now: with one consumer, for each takes a while to come and go."""
-    counts = partition_counts(connect(bootstrap_servers))
+    counts = partition_counts(connect(cluster))
     open_partitions = {(topic, partition) for topic in topics for partition in range(counts[topic])}
-    consumer = assigned_consumer(bootstrap_servers, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in open_partitions])
         while open_partitions:

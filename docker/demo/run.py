@@ -32,6 +32,7 @@ from rich.console import Console
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import IngestorError
 from ingestor.core.time_range import floor_ms
+from ingestor.kafka import Cluster
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
@@ -366,7 +367,7 @@ def verify(running: Running, steps: Steps) -> check.Published:
     children = running.children.values()
     try:
         published = check.records_until(
-            running.bootstrap_servers, until_ms, floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS)
+            Cluster(running.bootstrap_servers), until_ms, floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS)
         )
         expected = prometheus.samples(running.history_start_ms - metrics.HOUR_MS, until_ms)
         cells = check.random_cells(running.tables(), until_ms, CHECKED_CELLS, seed=running.live_start_ms)

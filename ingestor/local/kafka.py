@@ -22,6 +22,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import ConfigError
+from ingestor.kafka import Cluster
 from ingestor.local.cache import cache_folder, filled_once, missing_extra
 from ingestor.local.processes import Child, PortTakenError, free_port, is_free, run
 from ingestor.local.server import Server
@@ -154,6 +155,11 @@ class LocalKafka(Server):
     def bootstrap_servers(self) -> str:
         """``host:port`` for clients; known from the first start on, or from the port that was given."""
         return f"127.0.0.1:{self.port}"
+
+    @property
+    def cluster(self) -> Cluster:
+        """What clients of ours are given."""
+        return Cluster(self.bootstrap_servers)
 
     def _write_properties(self, port: int) -> None:
         controller_port = free_port()

@@ -23,6 +23,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics, partition_of
+from ingestor.kafka import Cluster
 from ingestor.local.kafka import LocalKafka
 from stream_app.files import FilesProgress, FilesSettings, run_files
 
@@ -47,7 +48,7 @@ def topics(admin: AdminClient) -> Iterator[Topics]:
 
 @pytest.fixture
 def settings(kafka: LocalKafka, topics: Topics, tmp_path: Path) -> FilesSettings:
-    return FilesSettings(kafka.bootstrap_servers, topics, tmp_path / "data", until_idle=True, idle_s=0.5, commit_s=0.1)
+    return FilesSettings(kafka.cluster, topics, tmp_path / "data", until_idle=True, idle_s=0.5, commit_s=0.1)
 
 
 def make(admin: AdminClient, *names: str) -> None:
@@ -133,9 +134,10 @@ PROGRAM = """
 import sys, threading
 from pathlib import Path
 from ingestor.core.topics import Topics
+from ingestor.kafka import Cluster
 from stream_app.files import FilesSettings, run_files
 
-settings = FilesSettings(sys.argv[1], Topics(sys.argv[2]), Path(sys.argv[3]), commit_s=0.02, commit_rows=500)
+settings = FilesSettings(Cluster(sys.argv[1]), Topics(sys.argv[2]), Path(sys.argv[3]), commit_s=0.02, commit_rows=500)
 run_files(settings, threading.Event(), lambda progress: print(progress.rows, flush=True))
 """
 
@@ -147,7 +149,7 @@ def test_killed_again_and_again(settings: FilesSettings, worker: Worker, topics:
         values = [message(i, service, f"pod-{i % 7}") for i in range(count)]
         worker.send(topics.pods, *values, service=service)
         worker.send(topics.pods, *values, service=service, commit=False)
-    arguments = [settings.bootstrap_servers, topics.prefix, str(settings.storage)]
+    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage)]
     chance = random.Random(3)
     for _ in range(5):
         with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
@@ -289,7 +291,7 @@ def test_a_storage_that_cannot_be_written_is_told_first(settings: FilesSettings,
     """Before Kafka is asked for anything."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot be written"):
-        run(replace(settings, storage=tmp_path / "file/data", bootstrap_servers="127.0.0.1:1"))
+        run(replace(settings, storage=tmp_path / "file/data", cluster=Cluster("127.0.0.1:1")))
 
 
 @pytest.mark.parametrize("changed", [{"group_by": ()}, {"group_by": ("node",)}, {"chunk_size": "1x"}])

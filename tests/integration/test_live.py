@@ -75,7 +75,7 @@ def test_live_windows_hold_every_sample_once(kafka: LocalKafka, scraping: LocalP
     # The first window is cut by the poller's start.
     for start_ms in windows[1:]:
         assert math.isclose(rows[start_ms], math.fsum(held(scraping, start_ms)), rel_tol=1e-12)
-    markers = [dict(m.headers() or []) for m in read_to_end(kafka.bootstrap_servers, "live.range-chunks")]
+    markers = [dict(m.headers() or []) for m in read_to_end(kafka.cluster, "live.range-chunks")]
     edges = [(int(m["start"]), int(m["end"])) for m in markers if m["kind"] == b"marker"]
     assert all(a[1] == b[0] for a, b in pairwise(edges)), "ranges must adjoin"
 
@@ -84,7 +84,7 @@ def wait_for_window(kafka: LocalKafka, end_ms: int, child: Child) -> None:
     """Wait until the window that ends at *end_ms* is on the sink topic."""
     deadline = time.monotonic() + 30
     while True:
-        messages = [m for p in range(8) for m in read_to_end(kafka.bootstrap_servers, "live.pods", p)]
+        messages = [m for p in range(8) for m in read_to_end(kafka.cluster, "live.pods", p)]
         if any(decode_record(message.value()).window_end_ms == end_ms for message in messages):
             return
         assert child.poll() is None, child.log_tail()

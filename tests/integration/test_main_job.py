@@ -58,7 +58,7 @@ def test_dataset_on_a_given_cluster_leaves_nothing_there(
         "--group-by", "service", "--storage", str(tmp_path / "data"), "--bootstrap-servers", kafka.bootstrap_servers,
     ))  # fmt: skip
     files.assert_equal_to_oracle(files.read(tmp_path / "data", pods=False), samples, "1m", "sum", "service")
-    assert not [name for name in partition_counts(connect(kafka.bootstrap_servers)) if "dataset" in name]
+    assert not [name for name in partition_counts(connect(kafka.cluster)) if "dataset" in name]
 
 
 def test_the_same_backfill_again_does_nothing(kafka: LocalKafka, prometheus: LocalPrometheus) -> None:

@@ -25,17 +25,17 @@ def nothing(start_ms: int, end_ms: int) -> PackedRange:
 def test_an_open_transaction_hides_nothing(kafka: LocalKafka) -> None:
     """A position that was committed behind another job's open transaction is waited for, not missed."""
     topics = Topics("hidden")
-    ensure_topics(connect(kafka.bootstrap_servers), topics, 2)
+    ensure_topics(connect(kafka.cluster), topics, 2)
     other = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": "hidden-other"})
     other.init_transactions(30)
     other.begin_transaction()
     other.produce(topics.positions, b"{}", b"other", 0)
     other.flush(10)
-    with Publisher(kafka.bootstrap_servers, topics, "job") as publisher:
+    with Publisher(kafka.cluster, topics, "job") as publisher:
         moved = publisher.publish(nothing(0, 1000), Position("job", 0, 9000, 0, (0, 0)))
     began = time.monotonic()
     threading.Timer(2.0, lambda: other.abort_transaction(30)).start()
-    assert read_positions(kafka.bootstrap_servers, topics) == {"job": moved}
+    assert read_positions(kafka.cluster, topics) == {"job": moved}
     assert time.monotonic() - began > 1.5
     assert moved.sequences == (1, 1)
 
@@ -43,15 +43,15 @@ def test_an_open_transaction_hides_nothing(kafka: LocalKafka) -> None:
 def test_a_second_poller_of_a_job_fences_the_first(kafka: LocalKafka) -> None:
     """Never do two publish at once: the first one's next range is refused, and it says why."""
     topics = Topics("fenced")
-    ensure_topics(connect(kafka.bootstrap_servers), topics, 2)
+    ensure_topics(connect(kafka.cluster), topics, 2)
     position = Position("job", 0, 9000, 0, (0, 0))
-    with Publisher(kafka.bootstrap_servers, topics, "job") as first:
+    with Publisher(kafka.cluster, topics, "job") as first:
         position = first.publish(nothing(0, 1000), position)
-        with Publisher(kafka.bootstrap_servers, topics, "job") as second:
+        with Publisher(kafka.cluster, topics, "job") as second:
             with pytest.raises(Fenced, match="another poller"):
                 first.publish(nothing(1000, 2000), position)
-            assert read_positions(kafka.bootstrap_servers, topics) == {"job": position}
+            assert read_positions(kafka.cluster, topics) == {"job": position}
             moved = second.publish(nothing(1000, 9000), position)
     assert moved.ended
     assert moved.sequences == (3, 3), "a marker, then a marker and the job's end"
-    assert read_positions(kafka.bootstrap_servers, topics) == {"job": moved}
+    assert read_positions(kafka.cluster, topics) == {"job": moved}

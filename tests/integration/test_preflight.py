@@ -36,7 +36,7 @@ def refused_worker(kafka: LocalKafka, *flags: str) -> str:
 def test_a_second_writer_of_the_same_records_is_refused(kafka: LocalKafka, tmp_path: Path) -> None:
     """Two groupings that share a sink topic would double its records."""
     view = view_of("second", "5m", "mean", "pod")
-    ensure_topics(connect(kafka.bootstrap_servers), view.topics, 2)
+    ensure_topics(connect(kafka.cluster), view.topics, 2)
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_for_line(child, "worker is ready")
         both = view_of("second", "5m", "mean", "pod", "service")
@@ -53,7 +53,7 @@ def wait_for_line(child: Child, text: str) -> None:
 
 def test_windows_longer_than_chunks_are_kept_are_refused(kafka: LocalKafka) -> None:
     """A window that could not be replayed is refused, with the retention that it needs."""
-    ensure_topics(connect(kafka.bootstrap_servers), Topics("short"), 2, retention_ms=86_400_000)
+    ensure_topics(connect(kafka.cluster), Topics("short"), 2, retention_ms=86_400_000)
     error = refused_worker(kafka, "--topic-prefix", "short", "--chunk-size", "1w")
     assert "retention.ms" in error
     assert str(2 * 7 * 86_400_000) in error
@@ -69,7 +69,7 @@ def test_a_cancelled_job_ends_where_it_stands(
     poller.stdout.readline()
     poller.kill()
     topics = Topics("cancelled")
-    [(job, position)] = read_positions(kafka.bootstrap_servers, topics).items()
+    [(job, position)] = read_positions(kafka.cluster, topics).items()
     where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", "cancelled"]
     run(ingestor("cancel", job, *where))
     assert "has ended already" in run(ingestor("cancel", job, *where)).stderr
@@ -79,7 +79,7 @@ def test_a_cancelled_job_ends_where_it_stands(
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_until_windowed(kafka, view, child)
     write_files(kafka, view, tmp_path / "data")
-    until_ms = read_positions(kafka.bootstrap_servers, topics)[job].position_ms
+    until_ms = read_positions(kafka.cluster, topics)[job].position_ms
     assert history.START_MS < until_ms < history.END_MS
     assert position.position_ms <= until_ms
     published = samples[samples["timestamp"] < until_ms]
@@ -89,4 +89,4 @@ def test_a_cancelled_job_ends_where_it_stands(
 def test_what_is_refused_makes_no_topics(kafka: LocalKafka, prometheus: LocalPrometheus) -> None:
     """Exit code 2 leaves the cluster as it was."""
     run(backfill(prometheus, kafka, "unmade", "--match", '{pod="nobody"}'), code=2)
-    assert not [name for name in partition_counts(connect(kafka.bootstrap_servers)) if name.startswith("unmade")]
+    assert not [name for name in partition_counts(connect(kafka.cluster)) if name.startswith("unmade")]
