@@ -12,7 +12,10 @@ from typing import Any, Literal
 
 import click
 
-from ingestor.core.errors import IngestorError
+from ingestor.core.errors import ConfigError, IngestorError
+from ingestor.logs import JsonFormatter, LogFormat, TextFormatter
+
+log = logging.getLogger(__name__)
 
 EXIT_INTERRUPTED = 130
 
@@ -21,18 +24,19 @@ _OUR_PACKAGES = ("ingestor", "stream_app")
 _REPEAT_S = 10.0
 _REPEATS_KEPT = 1000
 
-_PLAIN_FIELDS = set(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
-
 
 def run(group: click.Group, environment_prefix: str) -> None:
     """Run a command line: one line a failure, never a traceback; 2 for what was asked wrongly."""
     try:
         code = group.main(standalone_mode=False, auto_envvar_prefix=environment_prefix)
     except click.ClickException as error:
-        error.show()
+        if _logs_are_json():
+            fail(ConfigError(error.format_message()))
+        else:
+            error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        say("interrupted")
         code = EXIT_INTERRUPTED
     except IngestorError as error:
         fail(error)
@@ -49,11 +53,17 @@ def run(group: click.Group, environment_prefix: str) -> None:
 
 def fail(error: IngestorError) -> None:
     """Say in one line what went wrong."""
+    if _logs_are_json():
+        log.error("failed", extra={"error": str(error), "exit_code": error.exit_code})
+        return
     click.echo(f"{click.style('error:', fg='red', bold=True)} {error}", err=True)
 
 
 def say(text: str) -> None:
-    """Write to standard error, wrapped at words where it is a terminal."""
+    """Write to standard error, wrapped at words where it is a terminal; an event where logs are JSON."""
+    if _logs_are_json():
+        log.info(text)
+        return
     if sys.stderr.isatty():
         text = click.wrap_text(text, shutil.get_terminal_size().columns)
     click.echo(text, err=True)
@@ -102,14 +112,19 @@ class SpelledGroup(click.Group):
             previous = arg
 
 
-def set_up_logging(level: str) -> None:
+def set_up_logging(level: str, log_format: LogFormat = "text") -> None:
     """Log events with their fields to standard error, one line each."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_EventFormatter())
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     handler.addFilter(_OtherLibrariesOncePer(_REPEAT_S))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in _OUR_PACKAGES:
         logging.getLogger(package).setLevel(level.upper())
+
+
+def _logs_are_json() -> bool:
+    """Whether standard error holds JSON, which other lines would spoil."""
+    return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
 
 
 class _OtherLibrariesOncePer(logging.Filter):
@@ -132,24 +147,6 @@ class _OtherLibrariesOncePer(logging.Filter):
         return True
 
 
-class _EventFormatter(logging.Formatter):
-    """``2026-11-23T12:00:00Z INFO range published job=live samples=120``."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        moment = self.formatTime(record, "%Y-%m-%dT%H:%M:%S")
-        fields = {k: v for k, v in record.__dict__.items() if k not in _PLAIN_FIELDS}
-        text = " ".join(
-            [f"{moment}Z {record.levelname}", record.getMessage(), *(f"{k}={v}" for k, v in fields.items())]
-        )
-        return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
-
-    @staticmethod
-    def converter(seconds: float | None) -> Any:
-        import time  # noqa: PLC0415
-
-        return time.gmtime(seconds)
-
-
 Presence = Literal["terminal", "log", "json"]
 
 
@@ -157,4 +154,4 @@ def presence(*, as_json: bool) -> Presence:
     """Return how to show progress: a bar on a terminal, log lines elsewhere, JSON lines when asked."""
     if as_json:
         return "json"
-    return "terminal" if sys.stderr.isatty() else "log"
+    return "terminal" if sys.stderr.isatty() and not _logs_are_json() else "log"

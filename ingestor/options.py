@@ -96,20 +96,49 @@ def _flags(group: click.Group, command: str, section: Any, path: Path) -> dict[s
 
 
 def logging_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--log-level``."""
+    """Add ``--log-level`` and ``--log-format``."""
 
-    def set_up(_: click.Context, __: click.Parameter, level: str) -> None:
-        set_up_logging(level)
+    def set_up(ctx: click.Context, parameter: click.Parameter, value: str) -> None:
+        chosen = ctx.meta.setdefault(f"{__name__}.logging", {})
+        chosen[parameter.name] = value
+        # click calls back for one after the other, in the order in which they were typed; before all that can fail.
+        if len(chosen) == 2:
+            set_up_logging(chosen["log_level"], chosen["log_format"])
 
+    function = click.option(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        callback=set_up,
+        is_eager=True,
+        expose_value=False,
+        help="How it is written: lines for people, or a JSON object a line.",
+    )(function)
     return click.option(
         "--log-level",
         type=click.Choice(["debug", "info", "warning", "error"]),
         default="info",
         show_default=True,
         callback=set_up,
+        is_eager=True,
         expose_value=False,
         help="What is logged, to standard error.",
     )(function)
+
+
+def _listen_address(text: str) -> tuple[str, int]:
+    from ingestor.web import listen_address  # noqa: PLC0415
+
+    return listen_address(text)
+
+
+web_option = click.option(
+    "--web-listen-address",
+    type=typed("address", _listen_address),
+    metavar="[HOST]:PORT",
+    help="Serve /metrics, /-/ready and /-/healthy there, like 127.0.0.1:9420 or :9420. [default: nowhere]",
+)
 
 
 def kafka_options(function: Callable[..., Any]) -> Callable[..., Any]:

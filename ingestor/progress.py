@@ -9,7 +9,7 @@ from typing import Protocol, Self
 import click
 import orjson
 
-from ingestor.command_line import Presence
+from ingestor.command_line import Presence, say
 from ingestor.core.time_range import iso
 from ingestor.poller import Progress
 from ingestor.positions import Position
@@ -61,7 +61,7 @@ class _Lines:
 
     def summary(self, position: Position) -> None:
         state = "ended" if position.ended else "stopped, and will go on from here"
-        click.echo(f"{position.job}: {state} at {iso(position.position_ms)}, {position.samples:,} samples", err=True)
+        say(f"{position.job}: {state} at {iso(position.position_ms)}, {position.samples:,} samples")
 
 
 class _Json(_Lines):
