@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 import pytest
 import requests
@@ -26,6 +27,7 @@ kube_pod_info{exported_pod="db-0",exported_namespace="data",pod="ksm-0",namespac
 go_goroutines{pod="web-0",__tmp_x="kept",label_app="shop",label_tier="front"} 1
 go_threads 1
 bare{a="1"} 1
+bare{a="x\ny"} 1
 """
 
 # Prometheus 2 and 3 agree in all of these; where they do not, ingestor.relabel does as 3 does.
@@ -70,6 +72,13 @@ RULE_SETS = [
     ),
 ]
 
+# Here Prometheus 2 does something else: dots and line feeds, deleting an expanded target, names beyond ASCII words.
+AS_IN_3 = [
+    "[{action: drop, source_labels: [a], regex: 'x.y'}]",
+    "[{source_labels: [method], regex: '(m)?(.*)', target_label: 'me${1}thod', replacement: '$1'}]",
+    "[{source_labels: [code], regex: '(\\d).*', target_label: '${1}', replacement: digit}]",
+]
+
 Series = frozenset[frozenset[tuple[str, str]]]
 
 
@@ -99,9 +108,9 @@ def exporter() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def stored(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Series]]:
-    """What Prometheus has stored, by job: "raw", then one job a set of rules."""
-    jobs = {"raw": "[]", **{f"rules-{number:02d}": rules for number, rules in enumerate(RULE_SETS)}}
+def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """One that has scraped the target in each job: "raw", then one a set of rules."""
+    jobs = {"raw": "[]", **{f"rules-{number:02d}": rules for number, rules in enumerate(RULE_SETS + AS_IN_3)}}
     config = {
         "scrape_configs": [
             {
@@ -113,19 +122,32 @@ def stored(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             for job, rules in jobs.items()
         ]
     }
-    with LocalPrometheus(tmp_path_factory.mktemp("relabeling"), config=config) as prometheus:
+    with LocalPrometheus(tmp_path_factory.mktemp("relabeling"), config=config) as server:
         deadline = time.monotonic() + 60
-        while len(ask(prometheus, "scrape_samples_scraped > 0")) < len(jobs) and time.monotonic() < deadline:
+        while len(ask(server, "scrape_samples_scraped > 0")) < len(jobs) and time.monotonic() < deadline:
             time.sleep(0.2)
-        yield {job: own_series(ask(prometheus, f'{{job="{job}"}}')) for job in jobs}
+        yield server
+
+
+@pytest.fixture(scope="module")
+def stored(prometheus: LocalPrometheus) -> dict[str, Series]:
+    """What it has stored, by job."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for labels in ask(prometheus, '{job!=""}'):
+        found.setdefault(labels["job"], []).append(labels)
+    return {job: own_series(label_sets) for job, label_sets in found.items()}
 
 
 def ask(prometheus: LocalPrometheus, query: str) -> list[dict[str, str]]:
     """Return the label sets that a query finds now."""
+    return [series["metric"] for series in answer(prometheus, "query", query=query)["result"]]
+
+
+def answer(prometheus: LocalPrometheus, path: str, **params: str) -> Any:
+    """Return what the API answers."""
     with requests.Session() as session:
         session.trust_env = False
-        answer = session.get(f"{prometheus.url}/api/v1/query", params={"query": query}, timeout=10)
-    return [series["metric"] for series in answer.json()["data"]["result"]]
+        return session.get(f"{prometheus.url}/api/v1/{path}", params=params, timeout=10).json()["data"]
 
 
 def own_series(label_sets: list[dict[str, str]]) -> Series:
@@ -137,14 +159,29 @@ def own_series(label_sets: list[dict[str, str]]) -> Series:
     )
 
 
+def ours(stored: dict[str, Series], rules: str, job: str) -> Series:
+    """Return what our rules make of the raw series."""
+    parsed = Rules.parse(yaml.safe_load(rules))
+    relabeled = [parsed.apply({**dict(labels), "job": job}) for labels in stored["raw"]]
+    return frozenset(frozenset(labels.items()) for labels in relabeled if labels is not None)
+
+
 @pytest.mark.parametrize("number", range(len(RULE_SETS)), ids=lambda number: RULE_SETS[number])
 def test_prometheus_stores_what_our_rules_say(stored: dict[str, Series], number: int) -> None:
     """Label for label, series for series."""
     assert len(stored["raw"]) == EXPOSITION.count("\n") - 1
     job = f"rules-{number:02d}"
-    rules = Rules.parse(yaml.safe_load(RULE_SETS[number]))
-    relabeled = [rules.apply({**dict(labels), "job": job}) for labels in stored["raw"]]
-    assert frozenset(frozenset(labels.items()) for labels in relabeled if labels is not None) == stored[job]
+    assert ours(stored, RULE_SETS[number], job) == stored[job]
+
+
+@pytest.mark.parametrize("number", range(len(AS_IN_3)), ids=lambda number: AS_IN_3[number])
+def test_where_versions_differ_we_do_as_the_newer(
+    prometheus: LocalPrometheus, stored: dict[str, Series], number: int
+) -> None:
+    """An older server is seen to do something else, so that the difference is a known one."""
+    major = int(answer(prometheus, "status/buildinfo")["version"].split(".")[0])
+    job = f"rules-{len(RULE_SETS) + number:02d}"
+    assert (ours(stored, AS_IN_3[number], job) == stored[job]) == (major >= 3)
 
 
 def test_the_rules_do_something(stored: dict[str, Series]) -> None:
