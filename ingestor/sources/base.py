@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -87,6 +88,12 @@ class Source(Protocol):
 
     def metric_types(self) -> dict[str, str]:
         """Return the type of each metric as the backend spells it; empty if it does not know."""
+
+    def label_sets(self, selectors: Sequence[str], time_range: TimeRange) -> list[dict[str, str]]:
+        """Return the labels of each series that any of *selectors* may find in *time_range*, the name among them.
+
+        A series too many is possible (backends look into whole blocks), one too few is not.
+        """
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         """Return every sample of *metric* in [start, end) once; series without samples are left out."""

@@ -10,7 +10,7 @@ import http.client
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -148,6 +148,18 @@ class HttpApi:
         if not isinstance(metadata, dict):
             return {}
         return {name: kind for name, entries in metadata.items() if (kind := _first_known_type(entries))}
+
+    def label_sets(self, selectors: Sequence[str], time_range: TimeRange) -> list[dict[str, str]]:
+        # As a form: many selectors are longer than an address may be.
+        found = self._data(
+            "POST",
+            "series",
+            {"match[]": list(selectors), "start": iso(time_range.start_ms), "end": iso(time_range.end_ms - 1)},
+            sized=True,
+        )
+        if not isinstance(found, list) or not all(isinstance(labels, dict) for labels in found):
+            raise self._not_prometheus("JSON without a list of series")
+        return found
 
     def _now_ms(self, timeout_s: float) -> int:
         status, retry_after_s, body = self._send("POST", "query", {"query": "time()"}, timeout_s, sized=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from ingestor.core.errors import QueryRejected, SourceUnavailable
@@ -12,8 +13,8 @@ from ingestor.sources.base import SeriesBlock, tidy
 from ingestor.sources.http import HttpApi, described, shortened
 from ingestor.sources.query_json import read_matrix
 
-# Thanos, for a time of which no store has anything.
-_HARMLESS_WARNING = re.compile(r"No StoreAPIs matched")
+# Thanos, for a time of which no store has anything; and what Prometheus thinks of an expression, not of its answer.
+_HARMLESS_WARNING = re.compile(r"No StoreAPIs matched|^PromQL (?:warning|info)")
 
 
 class HttpQuerySource(HttpApi):
@@ -25,7 +26,12 @@ class HttpQuerySource(HttpApi):
         # At end - 1 ms, Prometheus 3 gives (start - 1, end - 1], 2.x [start - 1, end - 1]: `tidy` cuts
         # off the difference. The time is written as RFC 3339 because seconds as a float are not exact.
         query = f"{selector.for_metric(metric)}[{time_range.length_ms}ms]"
-        body = self._request("POST", "query", {"query": query, "time": iso(time_range.end_ms - 1)}, sized=True)
+        block = self._matrix("query", {"query": query, "time": iso(time_range.end_ms - 1)})
+        return tidy(block, time_range)
+
+    def _matrix(self, path: str, parameters: Mapping[str, str]) -> SeriesBlock:
+        """Ask for a matrix, all of it; nothing is tidied yet."""
+        body = self._request("POST", path, parameters, sized=True)
         try:
             answer = read_matrix(body)
         except QueryRejected as error:
@@ -40,4 +46,4 @@ class HttpQuerySource(HttpApi):
         # A store behind the backend that failed is a warning there; here it would be a gap.
         if warnings := [text for text in answer.warnings if not _HARMLESS_WARNING.search(text)]:
             raise SourceUnavailable(f"{self.url} answered with a warning: {shortened('; '.join(warnings))}")
-        return tidy(replace(answer.block, source=self.name), time_range)
+        return replace(answer.block, source=self.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import tenacity
@@ -57,6 +57,9 @@ class RetryingSource:
 
     def metric_types(self) -> dict[str, str]:
         return self._ask(self._source.metric_types)
+
+    def label_sets(self, selectors: Sequence[str], time_range: TimeRange) -> list[dict[str, str]]:
+        return self._ask(self._source.label_sets, selectors, time_range)
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         return self._ask(self._source.fetch, selector, metric, time_range)

@@ -20,15 +20,20 @@ import pytest
 
 from ingestor.core.errors import QueryRejected
 from ingestor.core.time_range import TimeRange
+from ingestor.expressions import Expressions
 from ingestor.local.processes import free_port
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks
 from ingestor.selector import Selector
 from ingestor.sources import registry
 from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.expressions import WithExpressions
 from ingestor.sources.http_query import HttpQuerySource
 from ingestor.sources.remote_read import RemoteReadSource, RemoteReadUnsupported
 
-SOURCES: dict[str, Callable[[str], Source]] = registry.SOURCES
+SOURCES: dict[str, Callable[[str], Source]] = {
+    **registry.SOURCES,
+    "with-expressions": lambda url: WithExpressions(HttpQuerySource(url), url, Expressions(), 15_000),
+}
 
 START_MS = 1_700_006_400_000
 HISTORY = TimeRange(START_MS, START_MS + 3 * 3_600_000)
@@ -289,6 +294,24 @@ def test_metric_names_are_listed(source: Source) -> None:
     assert source.metric_names(PODS, HISTORY) == ["odd", "ragged", "regular", "short"]
     assert source.metric_names(PODS.with_matchers('pod="late"'), HISTORY) == ["short"]
     assert source.metric_names(PODS.with_matchers('pod="none"'), HISTORY) == []
+
+
+def test_label_sets_are_listed(source: Source) -> None:
+    """Each series that any selector finds is there once, whatever characters are in it; hundreds may be asked for."""
+    early = {"__name__": "short", "pod": "early"}
+    assert source.label_sets(['short{pod="early"}'], HISTORY) == [early]
+    both = source.label_sets(['short{pod=~".+"}', 'short{pod="early"}', 'regular{pod="api-3"}'], HISTORY)
+    assert sorted(both, key=str) == [
+        {"__name__": "regular", "namespace": "shop", "pod": "api-3", "quoted": 'a "b" \\ ]}'},
+        early,
+        {"__name__": "short", "pod": "late"},
+    ]
+    many = [f'short{{pod="{"x" * 200}-{number}"}}' for number in range(500)]
+    assert source.label_sets([*many, "short"], HISTORY) == source.label_sets(["short"], HISTORY) != []
+    assert source.label_sets(["no_such_metric"], HISTORY) == []
+    assert source.label_sets(["short"], TimeRange(START_MS - 7_200_000, START_MS - 3_600_000)) == []
+    with pytest.raises(QueryRejected, match="error parsing regexp"):
+        source.label_sets(['short{pod=~"("}'], HISTORY)
 
 
 def test_the_clock_is_the_backends(source: Source) -> None:

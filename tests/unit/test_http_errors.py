@@ -18,6 +18,7 @@ from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, Sour
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.http_query import HttpQuerySource
+from ingestor.sources.retrying import RetryingSource
 
 RANGE = TimeRange(1_700_000_000_000, 1_700_000_060_000)
 PODS = Selector.parse('{pod!=""}')
@@ -337,3 +338,36 @@ def test_the_first_known_type_counts(backend: Backend) -> None:
     data = {"a": [{"type": "unknown"}, {"type": "counter"}, {"type": "gauge"}], "b": [{"type": "unknown"}], "c": []}
     backend.answer = reply(200, json.dumps({"status": "success", "data": data}))
     assert HttpQuerySource(backend.url).metric_types() == {"a": "counter"}
+
+
+@pytest.mark.parametrize("data", [{}, ["up"], None])
+def test_label_sets_that_are_none_are_told(backend: Backend, data: object) -> None:
+    """A list of labels is all that may come."""
+    backend.answer = reply(200, json.dumps({"status": "success", "data": data}))
+    with pytest.raises(ConfigError, match="without a list of series"):
+        HttpQuerySource(backend.url).label_sets(["up"], RANGE)
+
+
+def test_label_sets_are_asked_for_as_documented(backend: Backend) -> None:
+    """As a form, with both ends, and errors as elsewhere."""
+    backend.answer = reply(200, json.dumps({"status": "success", "data": [{"__name__": "up"}]}))
+    assert HttpQuerySource(backend.url).label_sets(["up", 'down{pod=~"a|b"}'], RANGE) == [{"__name__": "up"}]
+    (form,) = backend.forms
+    assert form["match[]"] == ["up", 'down{pod=~"a|b"}']
+    assert (form["start"], form["end"]) == (["2023-11-14T22:13:20Z"], ["2023-11-14T22:14:19.999Z"])
+    backend.answer = reply(429, "")
+    with pytest.raises(SourceUnavailable):
+        HttpQuerySource(backend.url).label_sets(["up"], RANGE)
+
+
+def test_label_sets_are_asked_for_again(backend: Backend) -> None:
+    """As samples are, while the backend is away."""
+    answers = iter([reply(503, ""), reply(200, '{"status":"success","data":[{"pod":"a"}]}')])
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        next(answers)(handler)
+
+    backend.answer = answer
+    source = RetryingSource(HttpQuerySource(backend.url), threading.Event(), None)
+    assert source.label_sets(["up"], RANGE) == [{"pod": "a"}]
+    assert len(backend.forms) == 2
