@@ -13,6 +13,7 @@ from typing import Any, Literal
 import click
 
 from ingestor.core.errors import IngestorError
+from ingestor.settings import Command
 
 EXIT_INTERRUPTED = 130
 
@@ -75,6 +76,8 @@ def stop_on_signals() -> threading.Event:
 
 class SpelledGroup(click.Group):
     """A group that also takes the batch scripts' spellings: ``--start_time``, ``--chunk_size`` and the like."""
+
+    command_class = Command
 
     _SPELLINGS = {  # noqa: RUF012 - a constant
         "--start_time": "--start",
