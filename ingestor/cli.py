@@ -11,6 +11,7 @@ from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run,
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
+    TIME,
     config_option,
     dry_run_option,
     end_option,
@@ -59,9 +60,7 @@ def backfill(**flags: Any) -> None:
 
 
 @cli.command(name="run")
-@click.option(
-    "--start", default="now", show_default=True, metavar="TIME", help="Where the very first run begins, like 10d."
-)
+@click.option("--start", type=TIME, default="now", show_default=True, help="Where the very first run begins, like 10d.")
 @click.option(
     "--poll-interval", "poll_interval_ms", type=DURATION_MS, default="15s", show_default=True, help="How often to poll."
 )

@@ -14,6 +14,7 @@ import click
 
 from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.logs import JsonFormatter, LogFormat, TextFormatter
+from ingestor.settings import Command
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,8 @@ def stop_on_signals() -> threading.Event:
 
 class SpelledGroup(click.Group):
     """A group that also takes the batch scripts' spellings: ``--start_time``, ``--chunk_size`` and the like."""
+
+    command_class = Command
 
     _SPELLINGS = {  # noqa: RUF012 - a constant
         "--start_time": "--start",

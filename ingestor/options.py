@@ -12,6 +12,7 @@ import click
 
 from ingestor.command_line import set_up_logging
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
+from ingestor.urls import prometheus_url
 
 DEFAULT_SELECTOR = '{pod!=""}'
 
@@ -45,8 +46,16 @@ def _chunk_size(text: str) -> Any:
     return ChunkSize.parse(text)
 
 
+def _time(text: str) -> str:
+    from ingestor.core.durations import checked_time  # noqa: PLC0415
+
+    return checked_time(text)
+
+
 DURATION_MS = _Typed("duration", _duration_ms)
 CHUNK_SIZE = _Typed("size", _chunk_size)
+TIME = _Typed("time", _time)
+"""Stays as typed: what ``now`` and ``10d`` mean is the backend's to say."""
 
 
 def typed(name: str, parse: Callable[[str], Any]) -> click.ParamType:
@@ -58,18 +67,10 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add ``--config FILE``: YAML with a section a command, below the environment and the flags."""
 
     def load(ctx: click.Context, _: click.Parameter, path: Path | None) -> None:
-        if path is None:
-            return
-        import yaml  # noqa: PLC0415 - only who has a file pays for it
+        if path is not None:
+            from ingestor.config_file import load_config  # noqa: PLC0415 - only who has a file pays for YAML
 
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise click.BadParameter(f"{path} cannot be read: {error}") from error
-        group = ctx.command
-        if not isinstance(group, click.Group) or not isinstance(content, dict):
-            raise click.BadParameter(f"{path} must hold one section a command")
-        ctx.default_map = {command: _flags(group, command, section, path) for command, section in content.items()}
+            load_config(ctx, path)
 
     return click.option(
         "--config",
@@ -77,22 +78,8 @@ def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
         callback=load,
         is_eager=True,
         expose_value=False,
-        help="YAML with a section a command, its keys the flags' names. Flags and environment win.",
+        help="YAML with a section a command (defaults: for all), its keys the flags' names. Flags and environment win.",
     )(function)
-
-
-def _flags(group: click.Group, command: str, section: Any, path: Path) -> dict[str, Any]:
-    known = {p.name for p in group.commands[command].params} if command in group.commands else None
-    if known is None:
-        raise click.BadParameter(f"{path}: {command!r} is none of the commands {', '.join(group.commands)}")
-    if not isinstance(section or {}, dict):
-        raise click.BadParameter(f"{path}: {command} must hold its settings as key: value")
-    flags = {str(key).replace("-", "_"): value for key, value in (section or {}).items()}
-    if unknown := sorted(flags.keys() - known):
-        raise click.BadParameter(
-            f"{path}: {command} has no setting {', '.join(unknown)}; it has {', '.join(sorted(str(k) for k in known))}"
-        )
-    return flags
 
 
 def logging_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -186,7 +173,9 @@ def _selector(text: str) -> Any:
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what is read, and how Prometheus is asked."""
     options: list[Callable[..., Any]] = [
-        click.option("--url", required=True, metavar="URL", help="Prometheus, like http://127.0.0.1:9090."),
+        click.option(
+            "--url", required=True, type=typed("url", prometheus_url), help="Prometheus, like http://127.0.0.1:9090."
+        ),
         click.option(
             "--source",
             type=click.Choice(["auto", "query", "remote-read"]),
@@ -274,7 +263,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines o
 dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be read, and exit.")
 
 start_option = click.option(
-    "--start", required=True, metavar="TIME", help="RFC 3339, Unix seconds, or a duration ago like 10d."
+    "--start", required=True, type=TIME, help="RFC 3339, Unix seconds, or a duration ago like 10d."
 )
 
-end_option = click.option("--end", default="now", show_default=True, metavar="TIME", help="The same, or now.")
+end_option = click.option("--end", type=TIME, default="now", show_default=True, help="The same, or now.")

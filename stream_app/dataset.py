@@ -97,9 +97,10 @@ def _dry_run(poller_arguments: list[str]) -> str | None:
 
 
 def _of_child(code: int, output: str) -> IngestorError:
-    """Return a child's failure as our own, with its one line."""
+    """Return a child's failure as our own, with its last error: one line, or a line for each fault."""
     lines = output.strip().splitlines() or ["it ended without a word"]
-    text = next((line for line in reversed(lines) if line.lower().startswith("error:")), lines[-1])
+    first = next((at for at in reversed(range(len(lines))) if lines[at].lower().startswith("error:")), len(lines) - 1)
+    text = "\n".join(lines[first:])
     message = text.partition(":")[2].strip() if text.lower().startswith("error:") else text
     return ConfigError(message) if code == ConfigError.exit_code else IngestorError(message)
 

@@ -85,6 +85,16 @@ def parse_time(text: str, now_ms: int) -> PointInTime:
     return _in_bounds(PointInTime(text, whole_ms, relative=False))
 
 
+def checked_time(text: str) -> str:
+    """Return *text*, which `parse_time` reads whatever the time is.
+
+    Raises:
+        ValueError: it does not.
+    """
+    parse_time(text, _LATEST_MS)
+    return text
+
+
 def _in_bounds(point: PointInTime) -> PointInTime:
     if not _EARLIEST_MS <= point.time_ms <= _LATEST_MS:
         raise ValueError(f"{point.text!r} is outside the years 1970 to 2261")

@@ -19,7 +19,6 @@ from http import HTTPStatus
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any, TypedDict
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import orjson
 import requests
@@ -29,6 +28,7 @@ from requests.adapters import HTTPAdapter
 from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.selector import Selector
+from ingestor.urls import split_prometheus_url, without_secrets
 
 # Texts of Prometheus, Mimir, Thanos and VictoriaMetrics when a query needs too much.
 _TOO_MUCH = re.compile(
@@ -87,7 +87,10 @@ class HttpApi:
     ) -> None:
         if bearer_token_file and basic_auth_file:
             raise ConfigError("give --bearer-token-file or --basic-auth-file, not both")
-        self.url, url_credentials = _split_credentials(url)
+        try:
+            self.url, url_credentials = split_prometheus_url(url)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.timeout_s = timeout_s
         self._authorization = _authorization(bearer_token_file, basic_auth_file, url_credentials)
         self._session = requests.Session()
@@ -227,7 +230,7 @@ class HttpApi:
                 stream=True,
             ) as response:
                 if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
-                    target = _without_secrets(response.headers.get("Location", ""))
+                    target = without_secrets(response.headers.get("Location", ""))
                     raise ConfigError(
                         f"{self.url} sends us on to {target}: give the address of Prometheus itself with --url, "
                         "or credentials if that is a login page"
@@ -331,37 +334,6 @@ class HttpApi:
             return Decimal(result[1])
         except (TypeError, KeyError, IndexError, InvalidOperation) as error:
             raise self._not_prometheus("JSON without a value") from error
-
-
-def _split_credentials(url: str) -> tuple[str, str | None]:
-    """Return the address without its credentials, and them as ``user:password``."""
-    example = "write it like http://127.0.0.1:9090"
-    try:
-        parts = urlsplit(url.strip())
-        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ConfigError(f"{_split_userinfo(url)[1]!r} is not the URL of a Prometheus server: {example}")
-    if parts.query or parts.fragment:
-        raise ConfigError(f"the URL of Prometheus ends before the ? or #: {example}")
-    userinfo, netloc = _split_userinfo(parts.netloc)
-    path = parts.path.rstrip("/").removesuffix("/api/v1")
-    return urlunsplit((parts.scheme, netloc, path, "", "")), unquote(userinfo) if userinfo else None
-
-
-def _split_userinfo(netloc: str) -> tuple[str, str]:
-    userinfo, _, host = netloc.rpartition("@")
-    return userinfo, host
-
-
-def _without_secrets(url: str) -> str:
-    """Return an address without credentials and query, which may hold a login's state."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "a malformed address"
-    return urlunsplit((parts.scheme, _split_userinfo(parts.netloc)[1], parts.path, "", ""))
 
 
 def _authorization(

@@ -75,6 +75,23 @@ def test_wrong_flags(prometheus: LocalPrometheus, tmp_path: Path, flags: list[st
     assert not storage.exists()
 
 
+def test_ten_faults_in_one_run(tmp_path: Path) -> None:
+    """All of them are named, in the order of the file, and nothing is made."""
+    storage, path = tmp_path / "data", tmp_path / "config.yml"
+    keys = {
+        "url": "prometheus", "start": "10 parsecs", "end": "2026-11-23", "chunk-size": "1 parsec", "method": "average",
+        "group-by": "[pod, planet]", "settle": "30", "concurency": "2", "range_samples": "few", "json": "maybe",
+    }  # fmt: skip
+    path.write_text("\n  ".join(["dataset:", f"storage: {storage}", *(f"{k}: {v}" for k, v in keys.items())]))
+    refused = run(stream_app("--config", str(path), "dataset"), code=2)
+    assert "Traceback" not in refused.stderr
+    first, *lines = refused.stderr[refused.stderr.index("Error: ") :].splitlines()
+    assert first == "Error: 10 settings are wrong:"
+    assert [line.split(": ")[2] for line in lines] == list(keys)
+    assert all(line.strip().startswith(f"{path}: dataset: ") for line in lines)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_wrong_urls(other_server: str, tmp_path: Path) -> None:
     """A server that is not there, is no Prometheus, or wants a password, is told apart."""
     storage = tmp_path / "data"
