@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, reason, wait_for_leaders
+from ingestor.kafka import Cluster, assigned_consumer, connect, failure, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -56,7 +56,6 @@ _GONE = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
 )
-_FORBIDDEN = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +137,7 @@ def run_files(
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         consumer = assigned_consumer(
             settings.cluster,
+            settings.topics.prefix,
             **{
                 "auto.offset.reset": "error",
                 "enable.auto.offset.store": False,
@@ -155,6 +155,8 @@ def run_files(
         finally:
             consumer.close()
     except KafkaException as error:
+        if isinstance(refused := failure(error, "records cannot be read"), ConfigError):
+            raise refused from error
         raise SinkError(f"Kafka refuses to be read ({reason(error)}): look at the broker, and start again") from error
     finally:
         storage.close()
@@ -258,8 +260,8 @@ class _Loop:
             raise self._deleted(topic, partition, f"what follows offset {self._offsets[topic].get(partition, 0)}")
         if code in _GONE:
             raise SinkError(f"topic {topic} is gone: start again with another --storage when it is back")
-        if code in _FORBIDDEN:
-            raise ConfigError(f"Kafka does not let us read {topic or 'it'} ({reason(error)}): grant it READ")
+        if isinstance(refused := failure(error, f"{topic or 'Kafka'} cannot be read"), ConfigError):
+            raise refused
         if error.fatal():
             raise SinkError(f"Kafka cannot be read any more ({reason(error)}): start again")
         log.warning("kafka client", extra={"topic": topic, "partition": partition, "error": reason(error)})
