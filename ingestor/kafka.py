@@ -25,8 +25,7 @@ DEFAULT_PARTITIONS = 8
 CONNECT_TIMEOUT_S = 10.0
 """A broker that does not answer for so long is not there."""
 
-_LOOK_S = 1.0
-_PAUSE_S = 0.1
+_FIRST_LOOK_S = 1.0
 
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
@@ -104,46 +103,56 @@ def connect(cluster: Cluster) -> AdminClient:
     Raises:
         ConfigError: no broker answers, or none lets us in; the message says what to give.
     """
-    heard = _Heard()
     try:
-        config: dict[str, Any] = {**client_config(cluster), "error_cb": heard}
-        admin = AdminClient(config)
+        admin = _Admin(cluster)
     except KafkaException as error:
         raise ConfigError(f"Kafka's client cannot use these --kafka-* settings: {reason(error)}") from error
-    deadline = time.monotonic() + CONNECT_TIMEOUT_S
-    asked_why = False
-    while True:
+    # A client that is not let in waits out its time: look for the reason soon.
+    for timeout_s in (_FIRST_LOOK_S, CONNECT_TIMEOUT_S):
         try:
-            # A client that is not let in waits out every time-out, so each is short.
-            admin.list_topics(timeout=_LOOK_S)
+            admin.list_topics(timeout=timeout_s)
         except KafkaException as error:
-            # What has happened meanwhile is told only here.
-            admin.poll(0)
-            late = time.monotonic() > deadline
-            if (late or not asked_why) and (why := refusal(cluster.bootstrap_servers, cluster.security)):
+            if why := refusal(cluster.bootstrap_servers, cluster.security):
                 raise ConfigError(f"Kafka at {why}") from error
-            asked_why = True
-            if heard.refused:
-                raise ConfigError(_not_let_in(cluster, heard.refused)) from error
-            if late:
-                raise ConfigError(
-                    f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(error)}): "
-                    "is it running there? give --bootstrap-servers"
-                ) from error
-            time.sleep(_PAUSE_S)
+            admin.raise_if_refused()
+            last = error
         else:
             return admin
+    raise ConfigError(
+        f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(last)}): "
+        "is it running there? give --bootstrap-servers"
+    ) from last
 
 
-class _Heard:
-    """What librdkafka tells aside from the calls that fail."""
+class _Admin(AdminClient):
+    """An admin client that knows why it is not let in: calls that fail only say that time is up."""
 
-    def __init__(self) -> None:
-        self.refused: KafkaError | None = None
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._refused: KafkaError | None = None
+        config: dict[str, Any] = {**client_config(cluster), "error_cb": self._hear}
+        super().__init__(config)
 
-    def __call__(self, error: KafkaError) -> None:
-        if error.code() == KafkaError._AUTHENTICATION:  # noqa: SLF001 - the library has no public name for it
-            self.refused = error
+    def raise_if_refused(self) -> None:
+        """Raise what was heard since the last time.
+
+        Raises:
+            ConfigError: the cluster refused user or password.
+        """
+        self._refused = None
+        # What has happened meanwhile is told only here.
+        self.poll(0)
+        if self._refused is not None:
+            raise ConfigError(_not_let_in(self._cluster, self._refused))
+
+    def _hear(self, error: KafkaError) -> None:
+        if is_refusal(error):
+            self._refused = error
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Tell whether an error says that user or password are wrong."""
+    return error.code() == KafkaError._AUTHENTICATION  # noqa: SLF001 - the library has no public name for it
 
 
 def _not_let_in(cluster: Cluster, error: KafkaError) -> str:
@@ -161,6 +170,7 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
     Raises:
         PublishError: no broker answers.
+        ConfigError: none lets us in any more.
     """
     return {name: len(topic.partitions) for name, topic in _topics(admin).items()}
 
@@ -169,6 +179,8 @@ def _topics(admin: AdminClient) -> dict[str, Any]:
     try:
         return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
     except KafkaException as error:
+        if isinstance(admin, _Admin):
+            admin.raise_if_refused()
         raise failure(error, "Kafka's topics cannot be listed") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from ingestor.core.topics import DEFAULT_PREFIX, Topics
 
 if TYPE_CHECKING:
     from ingestor.kafka import Cluster
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SELECTOR = '{pod!=""}'
 
@@ -208,6 +211,8 @@ def _cluster(bootstrap_servers: str | None, security: dict[str, Any]) -> Cluster
             raise ConfigError("--kafka-* flags are for a cluster of yours: give --bootstrap-servers")
         return None
     given.check()
+    if given.mechanism == "PLAIN" and not given.encrypted:
+        log.warning("the password is sent to Kafka in the clear: give --kafka-tls if the cluster has it")
     return Cluster(bootstrap_servers, given)
 
 

@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, failure, reason, wait_for_leaders
+from ingestor.kafka import Cluster, assigned_consumer, connect, failure, is_refusal, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -145,7 +145,7 @@ def run_files(
                 "queued.max.messages.kbytes": 32_768,
                 # By default a full queue is looked at again after a second, long after it has been emptied.
                 "fetch.queue.backoff.ms": 20,
-                "error_cb": lambda error: log.warning("kafka client", extra={"error": reason(error)}),
+                "error_cb": _hear,
             },
         )
         try:
@@ -312,6 +312,19 @@ class _Loop:
             f"{topic} [{partition}] has lost {what} before they were written to {self._settings.storage}: "
             "make the topic's retention longer, and choose another --storage to write what Kafka still has"
         )
+
+
+def _hear(error: KafkaError) -> None:
+    """Take what the library tells aside from messages; what is raised here comes out of the next read.
+
+    Raises:
+        ConfigError: user or password are not accepted any more.
+    """
+    if is_refusal(error):
+        raise ConfigError(
+            f"Kafka does not let us in any more ({reason(error)}): look at --kafka-user and --kafka-password-file"
+        )
+    log.warning("kafka client", extra={"error": reason(error)})
 
 
 class _ViewFilter:

@@ -78,6 +78,15 @@ def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: f
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
 
 
+def wait_for_line(child: Child, text: str) -> None:
+    """Wait until a running child has logged *text*."""
+    deadline = time.monotonic() + 30
+    while text not in child.log_path.read_text():
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+        time.sleep(0.1)
+
+
 def view_of(prefix: str, chunk_size: str, method: Method, *group_by: GroupBy) -> View:
     return View(ChunkSize.parse(chunk_size), method, group_by=group_by or ("pod",), topics=Topics(prefix))
 

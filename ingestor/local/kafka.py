@@ -170,7 +170,7 @@ class LocalKafka(Server):
         cluster = self._cluster_at(port)
         _wait_until_ready(child, cluster, self._cluster)
         if self._security is not None:
-            _make_scram_users(AdminClient(client_config(cluster)), self._security)
+            give_scram_credentials(AdminClient(client_config(cluster)), self._security)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -319,7 +319,7 @@ def _wait_for_earlier_broker(lock: Path) -> None:
                 return
 
 
-def _make_scram_users(admin: AdminClient, security: BrokerSecurity) -> None:
+def give_scram_credentials(admin: AdminClient, security: BrokerSecurity) -> None:
     """Give every user SCRAM credentials too.
 
     Over the wire, not while the storage is formatted: that tool takes passwords on its command line only.

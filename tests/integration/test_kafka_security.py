@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from commands import (
     run,
     stream_app,
     view_of,
+    wait_for_line,
     wait_until_windowed,
     worker,
     write_files,
@@ -39,8 +41,8 @@ from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, connect, ensure_topics, partition_counts
 from ingestor.kafka_security import SASL_MECHANISMS, Security
 from ingestor.local.broker_security import ADMIN, BrokerSecurity, Listener
-from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import free_port
+from ingestor.local.kafka import LocalKafka, give_scram_credentials
+from ingestor.local.processes import Child, free_port
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.options import cluster_arguments
 
@@ -154,7 +156,7 @@ def allow(kafka: Broker, user: str, *what: tuple) -> None:
         future.result()
 
 
-@pytest.mark.parametrize("way", [*SASL_MECHANISMS, "certificate"])
+@pytest.mark.parametrize("way", ["PLAIN", "SCRAM-SHA-256", "certificate"])
 def test_the_job_runs_with_the_documented_rights(
     secured: Secured, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path, way: str
 ) -> None:
@@ -196,13 +198,10 @@ def test_dataset_passes_everything_on(
     assert not [name for name in partition_counts(connect(guest.cluster)) if "dataset" in name]
 
 
-@pytest.mark.parametrize("mechanism", SASL_MECHANISMS)
-def test_a_wrong_password_ends_every_command(
-    secured: Secured, prometheus: LocalPrometheus, tmp_path: Path, mechanism: str
-) -> None:
+def test_a_wrong_password_ends_every_command(secured: Secured, prometheus: LocalPrometheus, tmp_path: Path) -> None:
     """Each says who is not let in, and which flags to look at; a worker does not hang."""
-    where = cluster_arguments(secured.guest(USER, mechanism, password_file=secured.folder / "wrong").cluster)
-    words = [USER, mechanism, "--kafka-password-file"]
+    where = cluster_arguments(secured.guest(USER, password_file=secured.folder / "wrong").cluster)
+    words = [USER, "SCRAM-SHA-256", "--kafka-password-file"]
     for command in (
         ingestor("backfill", "--url", prometheus.url, *WHEN, *where),
         stream_app("worker", "--web-port", "0", *where),
@@ -215,7 +214,15 @@ def test_a_wrong_password_ends_every_command(
 def refusals(secured: Secured) -> dict[str, tuple[Guest, list[str]]]:
     knows_nobody = secured.security.client(USER)
     ca_file, without_tls = knows_nobody.ca_file, replace(knows_nobody, ca_file=None)
+    wrong = secured.folder / "wrong"
     return {
+        **{
+            f"a wrong password, {mechanism}": (
+                secured.guest(USER, mechanism, password_file=wrong),
+                [USER, mechanism, "--kafka-password-file"],
+            )
+            for mechanism in SASL_MECHANISMS
+        },
         "no TLS on a TLS port": (secured.at("SASL_SSL", without_tls), ["speaks TLS", "--kafka-tls"]),
         "nothing at all on a TLS port": (secured.at("SASL_SSL", Security()), ["speaks TLS", "--kafka-tls"]),
         "TLS on a plaintext port": (secured.at("BARE", knows_nobody), ["does not speak TLS", "--kafka-tls"]),
@@ -307,3 +314,29 @@ def test_every_fault_is_named_at_once(secured: Secured, tmp_path: Path) -> None:
         stream_app("dataset", "--url", "http://127.0.0.1:1", "--start", "1h", *storage, "--kafka-tls"),
         "--bootstrap-servers",
     )
+
+
+def test_a_password_that_is_changed_ends_what_runs(secured: Secured, tmp_path: Path) -> None:
+    """Once the broker asks again, what runs ends with a line, instead of trying the old password for ever."""
+    old = tmp_path / "old"
+    shutil.copy(secured.folder / USER, old)
+    guest = secured.guest(USER, password_file=old)
+    admin = connect(guest.cluster)
+    ensure_topics(admin, Topics("metrics-new"), 2)
+    command = stream_app("files", "--storage", str(tmp_path / "data"), "--topic-prefix", "metrics-new")
+    with Child([*command, *cluster_arguments(guest.cluster)], log_path=tmp_path / "files.log") as child:
+        wait_for_line(child, "rows written")
+        (secured.folder / USER).write_text(f"{secrets.token_hex(8)}\n")
+        give_scram_credentials(connect(secured.broker.cluster), secured.security)
+        secured.broker.stop()
+        secured.broker.start()
+        # What a poller asks when it begins again after a failure.
+        with pytest.raises(ConfigError, match="--kafka-password-file"):
+            partition_counts(admin)
+        assert child.wait(60) == 2, child.log_tail()
+    last = child.log_tail().splitlines()[-1]
+    assert last.startswith("error:")
+    assert "--kafka-password-file" in last
+    secured.assert_kept_secret(child.log_tail(1000))
+    assert old.read_text().strip() not in child.log_tail(1000)
+    connect(secured.guest(USER).cluster)
