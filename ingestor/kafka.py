@@ -5,22 +5,27 @@ The one I/O module that both packages use.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
-from ingestor.core.errors import ConfigError, PublishError
+from ingestor.core.errors import ConfigError, IngestorError, PublishError
 from ingestor.core.topics import Topics
+from ingestor.kafka_diagnosis import refusal
+from ingestor.kafka_security import Security
 
 DEFAULT_PARTITIONS = 8
 """The most workers one view can have."""
 
 CONNECT_TIMEOUT_S = 10.0
 """A broker that does not answer for so long is not there."""
+
+_FIRST_LOOK_S = 1.0
 
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
@@ -31,17 +36,31 @@ FOREVER_MS = -1
 COMPACTED = {"cleanup.policy": "compact"}
 DELETED_WITH_AGE = {"cleanup.policy": "delete"}
 
+_RIGHTS = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "CREATE, DESCRIBE, DESCRIBE_CONFIGS, READ and WRITE on this prefix's topics",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "READ and DESCRIBE on this prefix's consumer groups",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "WRITE and DESCRIBE on this prefix's transactional ids",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "it on the cluster",
+}
+"""What a user needs of a cluster with an authorizer (ACLs)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """A Kafka cluster, and how to get in."""
 
     bootstrap_servers: str
+    security: Security = field(default_factory=Security)
 
 
 def client_config(cluster: Cluster) -> dict[str, Any]:
-    """Return what every confluent-kafka client of ours is given."""
+    """Return what every confluent-kafka client of ours is given: it can hold a password, so show it to nobody.
+
+    Raises:
+        ConfigError: the file of a secret cannot be read any more.
+    """
     return {
+        **cluster.security.librdkafka_settings(),
         "bootstrap.servers": cluster.bootstrap_servers,
         # Only what is fatal is printed by librdkafka itself; we raise what matters.
         "log_level": 2,
@@ -64,21 +83,86 @@ def is_settling(error: KafkaException) -> bool:
     )
 
 
+def failure(error: KafkaException | KafkaError, what: str) -> IngestorError:
+    """Return what to raise for a call that failed: `ConfigError` where an administrator must grant something.
+
+    Args:
+        error: the library's.
+        what: could not be done, in words.
+    """
+    cause = error.args[0] if isinstance(error, KafkaException) and error.args else error
+    right = _RIGHTS.get(cause.code()) if isinstance(cause, KafkaError) else None
+    if right is None:
+        return PublishError(f"{what}: {reason(error)}")
+    return ConfigError(f"{what}: Kafka does not allow it ({reason(error)}): let --kafka-user have {right}")
+
+
 def connect(cluster: Cluster) -> AdminClient:
-    """Return an admin client of a cluster that answers.
+    """Return an admin client of a cluster that answers, and lets us in.
 
     Raises:
-        ConfigError: no broker answers.
+        ConfigError: no broker answers, or none lets us in; the message says what to give.
     """
-    admin = AdminClient(client_config(cluster))
     try:
-        admin.list_topics(timeout=CONNECT_TIMEOUT_S)
+        admin = _Admin(cluster)
     except KafkaException as error:
-        raise ConfigError(
-            f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(error)}): "
-            "is it running there? give --bootstrap-servers"
-        ) from error
-    return admin
+        raise ConfigError(f"Kafka's client cannot use these --kafka-* settings: {reason(error)}") from error
+    # A client that is not let in waits out its time: look for the reason soon.
+    for timeout_s in (_FIRST_LOOK_S, CONNECT_TIMEOUT_S):
+        try:
+            admin.list_topics(timeout=timeout_s)
+        except KafkaException as error:
+            if why := refusal(cluster.bootstrap_servers, cluster.security):
+                raise ConfigError(f"Kafka at {why}") from error
+            admin.raise_if_refused()
+            last = error
+        else:
+            return admin
+    raise ConfigError(
+        f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(last)}): "
+        "is it running there? give --bootstrap-servers"
+    ) from last
+
+
+class _Admin(AdminClient):
+    """An admin client that knows why it is not let in: calls that fail only say that time is up."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._refused: KafkaError | None = None
+        config: dict[str, Any] = {**client_config(cluster), "error_cb": self._hear}
+        super().__init__(config)
+
+    def raise_if_refused(self) -> None:
+        """Raise what was heard since the last time.
+
+        Raises:
+            ConfigError: the cluster refused user or password.
+        """
+        self._refused = None
+        # What has happened meanwhile is told only here.
+        self.poll(0)
+        if self._refused is not None:
+            raise ConfigError(_not_let_in(self._cluster, self._refused))
+
+    def _hear(self, error: KafkaError) -> None:
+        if is_refusal(error):
+            self._refused = error
+
+
+def is_refusal(error: KafkaError) -> bool:
+    """Tell whether an error says that user or password are wrong."""
+    return error.code() == KafkaError._AUTHENTICATION  # noqa: SLF001 - the library has no public name for it
+
+
+def _not_let_in(cluster: Cluster, error: KafkaError) -> str:
+    # Its reason stands between the connection's address and state.
+    words = re.sub(r"^\S+://\S+: | \(after \d+ms in state \w+\)", "", reason(error))
+    security = cluster.security
+    return (
+        f"Kafka at {cluster.bootstrap_servers} does not let the user {security.user} in with {security.mechanism} "
+        f"({words}): look at --kafka-user, --kafka-password-file and --kafka-sasl"
+    )
 
 
 def partition_counts(admin: AdminClient) -> dict[str, int]:
@@ -86,6 +170,7 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
     Raises:
         PublishError: no broker answers.
+        ConfigError: none lets us in any more.
     """
     return {name: len(topic.partitions) for name, topic in _topics(admin).items()}
 
@@ -94,7 +179,9 @@ def _topics(admin: AdminClient) -> dict[str, Any]:
     try:
         return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
     except KafkaException as error:
-        raise PublishError(f"no Kafka broker answers ({reason(error)})") from error
+        if isinstance(admin, _Admin):
+            admin.raise_if_refused()
+        raise failure(error, "Kafka's topics cannot be listed") from error
 
 
 def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, retention_ms: int | None = None) -> int:
@@ -133,7 +220,7 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                raise ConfigError(f"topic {name} cannot be made: {reason(error)}") from error
+                raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
     wait_for_leaders(admin, {*partitioned, topics.positions})
     return wanted
 
@@ -158,18 +245,26 @@ def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
             try:
                 future.result()
             except KafkaException as error:
+                if isinstance(refused := failure(error, f"topic {partition.topic} cannot be used"), ConfigError):
+                    raise refused from error
                 waiting[partition], why = latest, reason(error)
         if waiting:
             time.sleep(0.05)
 
 
-def assigned_consumer(cluster: Cluster, **settings: Any) -> Consumer:
-    """Return a read_committed consumer for partitions that are assigned by hand; it commits nothing."""
+def assigned_consumer(cluster: Cluster, name: str, **settings: Any) -> Consumer:
+    """Return a read_committed consumer for partitions that are assigned by hand; it commits nothing.
+
+    Args:
+        cluster: where to read.
+        name: a topic or a topics' prefix; with an authorizer, what begins so is what we have rights to.
+        settings: more of the library's.
+    """
     return Consumer(
         {
             **client_config(cluster),
-            # The library wants a name; no group is joined and nothing is committed.
-            "group.id": "podstream-reader",
+            # The library wants a group, and the broker looks at our right to it; none is joined.
+            "group.id": f"{name}.reader",
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
             **settings,
@@ -186,7 +281,7 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
     Raises:
         PublishError: the broker stopped answering, or a transaction stays open.
     """
-    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True})
     try:
         at = TopicPartition(topic, partition, 0)
         end = _high_watermark(cluster, topic, partition)
@@ -203,13 +298,13 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
                 continue
             if error := message.error():
                 if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
-                    raise PublishError(f"{topic} cannot be read: {reason(error)}")
+                    raise failure(error, f"{topic} cannot be read")
                 if (message.offset() or 0) >= end:
                     return
                 continue
             yield message
     except KafkaException as error:
-        raise PublishError(f"{topic} cannot be read: {reason(error)}") from error
+        raise failure(error, f"{topic} cannot be read") from error
     finally:
         consumer.close()
 
@@ -241,7 +336,7 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
 
     Known from the messages, not from offsets: what ends a transaction takes an offset and is no message.
     """
-    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True})
     try:
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
         ended: set[int] = set()
@@ -251,7 +346,7 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
             if message is None or error is None:
                 return True
             if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
-                raise PublishError(f"{topic} cannot be read: {reason(error)}")
+                raise failure(error, f"{topic} cannot be read")
             ended.add(message.partition() or 0)
         return False
     finally:
@@ -268,6 +363,6 @@ def committed_offsets(cluster: Cluster, group_id: str, topic: str, partitions: i
     except KafkaException as error:
         if is_settling(error):
             return None
-        raise PublishError(f"committed offsets cannot be read: {reason(error)}") from error
+        raise failure(error, "committed offsets cannot be read") from error
     finally:
         consumer.close()

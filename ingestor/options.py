@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ingestor.command_line import set_up_logging
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
 from ingestor.urls import prometheus_url
+
+if TYPE_CHECKING:
+    from ingestor.kafka import Cluster
+
+log = logging.getLogger(__name__)
 
 DEFAULT_SELECTOR = '{pod!=""}'
 
@@ -147,13 +153,83 @@ def cluster_options(**bootstrap_servers: Any) -> Callable[[Callable[..., Any]], 
     def add(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def with_cluster(*, bootstrap_servers: str | None, **flags: Any) -> Any:
-            from ingestor.kafka import Cluster  # noqa: PLC0415 - --help must not wait for librdkafka
+            security = {field: flags.pop(_parameter(flag)) for flag, field in _SECURITY.items()}
+            return function(cluster=_cluster(bootstrap_servers, security), **flags)
 
-            return function(cluster=Cluster(bootstrap_servers) if bootstrap_servers else None, **flags)
-
-        return click.option("--bootstrap-servers", metavar="HOST:PORT[,…]", **bootstrap_servers)(with_cluster)
+        command: Callable[..., Any] = with_cluster
+        for option in reversed(_security_options()):
+            command = option(command)
+        return click.option("--bootstrap-servers", metavar="HOST:PORT[,…]", **bootstrap_servers)(command)
 
     return add
+
+
+_SECURITY = {
+    "--kafka-tls": "tls",
+    "--kafka-ca-file": "ca_file",
+    "--kafka-cert-file": "cert_file",
+    "--kafka-key-file": "key_file",
+    "--kafka-key-password-file": "key_password_file",
+    "--kafka-sasl": "mechanism",
+    "--kafka-user": "user",
+    "--kafka-password-file": "password_file",
+}
+"""Flag → field of `Security`."""
+
+
+def cluster_arguments(cluster: Cluster) -> list[str]:
+    """Write a cluster as the command lines have it; secrets stay in their files."""
+    arguments = ["--bootstrap-servers", cluster.bootstrap_servers]
+    for flag, field in _SECURITY.items():
+        value = getattr(cluster.security, field)
+        if value is True:
+            arguments.append(flag)
+        elif value:
+            arguments += [flag, str(value)]
+    return arguments
+
+
+def _security_options() -> list[Callable[..., Any]]:
+    file = click.Path(path_type=Path)
+    helps = {
+        "--kafka-ca-file": "PEM: who signs the brokers' certificates; turns TLS on. [default: the system's]",
+        "--kafka-cert-file": "PEM: this client's certificate, where brokers want one; turns TLS on.",
+        "--kafka-key-file": "PEM: its key.",
+        "--kafka-key-password-file": "One line, the password of an encrypted key.",
+        "--kafka-password-file": "One line, the password of --kafka-user.",
+    }
+    files = {flag: click.option(flag, type=file, help=text) for flag, text in helps.items()}
+    mechanisms = click.Choice(["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"], case_sensitive=False)
+    options = {
+        **files,
+        "--kafka-tls": click.option(
+            "--kafka-tls", is_flag=True, help="Encrypt; the brokers' certificates and host names are verified."
+        ),
+        "--kafka-sasl": click.option("--kafka-sasl", type=mechanisms, help="How to log in to Kafka."),
+        "--kafka-user": click.option("--kafka-user", help="The user to log in as."),
+    }
+    return [options[flag] for flag in _SECURITY]
+
+
+def _parameter(flag: str) -> str:
+    return flag.removeprefix("--").replace("-", "_")
+
+
+def _cluster(bootstrap_servers: str | None, security: dict[str, Any]) -> Cluster | None:
+    # --help must not wait for librdkafka.
+    from ingestor.core.errors import ConfigError  # noqa: PLC0415
+    from ingestor.kafka import Cluster  # noqa: PLC0415
+    from ingestor.kafka_security import Security  # noqa: PLC0415
+
+    given = Security(**security)
+    if not bootstrap_servers:
+        if given != Security():
+            raise ConfigError("--kafka-* flags are for a cluster of yours: give --bootstrap-servers")
+        return None
+    given.check()
+    if given.mechanism == "PLAIN" and not given.encrypted:
+        log.warning("the password is sent to Kafka in the clear: give --kafka-tls if the cluster has it")
+    return Cluster(bootstrap_servers, given)
 
 
 def _regular_expression(text: str) -> str:

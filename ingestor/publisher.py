@@ -11,7 +11,7 @@ from ingestor.core import wire
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, client_config, reason
+from ingestor.kafka import Cluster, client_config, failure
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
 
@@ -54,11 +54,12 @@ class Publisher:
 
         Raises:
             PublishError: Kafka gives no transactions.
+            ConfigError: this user may not have them.
         """
         try:
             self._producer.init_transactions(_TIMEOUT_S)
         except KafkaException as error:
-            raise PublishError(f"Kafka gives no transactions: {reason(error)}") from error
+            raise failure(error, "Kafka gives no transactions") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -119,4 +120,6 @@ class Publisher:
                     f"another poller of the job {self._job} has taken over, or this one stood still for more than "
                     f"{_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job, and start it again if it is this one"
                 ) from error
-            raise PublishError(f"a range was not committed: {error if cause is None else cause.str()}") from error
+            if cause is not None:
+                raise failure(cause, "a range was not committed") from error
+            raise PublishError(f"a range was not committed: {error}") from error

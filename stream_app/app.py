@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 import faust
+from aiokafka.errors import KafkaError as AiokafkaError
 
 from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
-from ingestor.kafka import Cluster
-from stream_app.faust_transport import App, Transport, group_metadata
+from ingestor.kafka import Cluster, connect
+from stream_app.faust_transport import App, Transport, credentials, group_metadata
 from stream_app.pipeline import Emission, Pipeline, View
 from stream_app.transactions import Superseded, Transactions
 
@@ -28,6 +29,9 @@ _Answer = TypeVar("_Answer")
 _BLOCKED_S = 40.0
 """Longer than a transaction may last (30 s). librdkafka's calls have time-outs of their own, and after a
 broker's restart have been seen to block beyond them, for ever."""
+
+_START_S = 60.0
+"""Faust asks for ever for a topic that it may not read; a start takes about a second."""
 
 _STOP_TIMEOUT_S = 4.0
 """Faust leaves its group meanwhile; the process ends with or without it."""
@@ -50,6 +54,7 @@ class Worker:
     """One Faust worker of a view."""
 
     def __init__(self, settings: WorkerSettings) -> None:
+        self._cluster = settings.cluster
         self._view = settings.view
         self._transactions = Transactions(
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
@@ -71,11 +76,13 @@ class Worker:
         await asyncio.to_thread(self._transactions.start)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
-        await self.app.start()
+        await self._start_app()
         on_ready()
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if failure := self._failure or self.app.crash_reason:
+            if isinstance(failure, AiokafkaError):
+                raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure
             raise failure
         if not self._stop.is_set():
             raise IngestorError("Faust ended by itself: start the worker again")
@@ -86,10 +93,30 @@ class Worker:
                     self._stopping = True
                 await self.app.stop()
 
+    async def _start_app(self) -> None:
+        """Start Faust.
+
+        Raises:
+            ConfigError: the cluster does not let it in.
+            PublishError: it cannot reach the cluster, or is never ready.
+        """
+        try:
+            async with asyncio.timeout(_START_S):
+                await self.app.start()
+        except AiokafkaError as error:
+            # Its own error never says why.
+            await asyncio.to_thread(connect, self._cluster)
+            raise PublishError(f"Faust cannot reach Kafka ({error}): start the worker again") from error
+        except TimeoutError as error:
+            raise PublishError(
+                f"Faust is not ready after {_START_S:.0f} s: look at the lines above, and start the worker again"
+            ) from error
+
     def _faust_app(self, settings: WorkerSettings) -> faust.App:
         app = App(
             self._view.group_id,
             broker=[f"kafka://{server.strip()}" for server in settings.cluster.bootstrap_servers.split(",")],
+            broker_credentials=credentials(settings.cluster.security),
             store="memory://",
             topic_disable_leader=True,
             topic_allow_declare=False,

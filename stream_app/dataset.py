@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import secrets
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.topics import Topics
 from ingestor.kafka import FOREVER_MS, Cluster, committed_offsets, connect, ensure_topics, has_unread, reason
 from ingestor.local.processes import PIPE, Child
+from ingestor.options import cluster_arguments
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
 from stream_app.pipeline import View
@@ -88,12 +90,19 @@ def _dry_run(poller_arguments: list[str]) -> str | None:
         capture_output=True,
         text=True,
         check=False,
+        env=_environment(),
     )
     if looked.returncode == EXIT_INTERRUPTED:
         return None
     if looked.returncode:
         raise _of_child(looked.returncode, looked.stderr)
     return looked.stdout.strip()
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment without settings of other commands: a child is told all on its command line."""
+    others = ("INGESTOR_BACKFILL_", "STREAM_APP_WORKER_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
 
 
 def _of_child(code: int, output: str) -> IngestorError:
@@ -199,7 +208,7 @@ class _Parts:
         shown: Display,
     ) -> None:
         self._settings, self._state, self._view = settings, state, view
-        self._kafka = ["--bootstrap-servers", cluster.bootstrap_servers, "--topic-prefix", view.topics.prefix]
+        self._kafka = [*cluster_arguments(cluster), "--topic-prefix", view.topics.prefix]
         self._cluster, self._partitions, self._shown = cluster, partitions, shown
         self._files = FilesSettings(cluster, view.topics, settings.storage, view.group_by, idle_s=0.0)
         self.rows = self.files = 0
@@ -248,7 +257,7 @@ class _Parts:
     def _child(self, name: str, arguments: list[str], stdout: int | None = None) -> Child:
         log_path = self._state.folder / "logs" / f"{name}.log"
         log_path.unlink(missing_ok=True)
-        return Child([sys.executable, *arguments], log_path=log_path, stdout=stdout)
+        return Child([sys.executable, *arguments], log_path=log_path, stdout=stdout, env=_environment())
 
     def _publish(self, poller: Child, worker: Child, files: Future[FilesProgress], stop: threading.Event) -> bool:
         """Show the poller's progress until its job has ended."""

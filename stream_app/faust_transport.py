@@ -13,6 +13,8 @@ from typing import Any
 import faust
 from faust.transport.drivers import aiokafka as driver
 
+from ingestor.kafka_security import Security
+
 _FETCH_MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -42,6 +44,23 @@ class Transport(driver.Transport):
     """Faust's aiokafka transport that sees committed messages only."""
 
     Consumer = _Consumer
+
+
+def credentials(security: Security) -> faust.SASLCredentials | faust.SSLCredentials | None:
+    """Return what Faust is given to get into the cluster; None for a plaintext one.
+
+    Raises:
+        ConfigError: a file cannot be read any more.
+    """
+    context = security.ssl_context()
+    if security.mechanism is not None:
+        return faust.SASLCredentials(
+            username=security.user,
+            password=security.password(),
+            ssl_context=context,
+            mechanism=security.mechanism,
+        )
+    return None if context is None else faust.SSLCredentials(context)
 
 
 class App(faust.App):

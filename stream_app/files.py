@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, reason, wait_for_leaders
+from ingestor.kafka import Cluster, assigned_consumer, connect, failure, is_refusal, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -56,7 +56,6 @@ _GONE = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
 )
-_FORBIDDEN = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +137,7 @@ def run_files(
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         consumer = assigned_consumer(
             settings.cluster,
+            settings.topics.prefix,
             **{
                 "auto.offset.reset": "error",
                 "enable.auto.offset.store": False,
@@ -145,7 +145,7 @@ def run_files(
                 "queued.max.messages.kbytes": 32_768,
                 # By default a full queue is looked at again after a second, long after it has been emptied.
                 "fetch.queue.backoff.ms": 20,
-                "error_cb": lambda error: log.warning("kafka client", extra={"error": reason(error)}),
+                "error_cb": _hear,
             },
         )
         try:
@@ -155,6 +155,8 @@ def run_files(
         finally:
             consumer.close()
     except KafkaException as error:
+        if isinstance(refused := failure(error, "records cannot be read"), ConfigError):
+            raise refused from error
         raise SinkError(f"Kafka refuses to be read ({reason(error)}): look at the broker, and start again") from error
     finally:
         storage.close()
@@ -258,8 +260,8 @@ class _Loop:
             raise self._deleted(topic, partition, f"what follows offset {self._offsets[topic].get(partition, 0)}")
         if code in _GONE:
             raise SinkError(f"topic {topic} is gone: start again with another --storage when it is back")
-        if code in _FORBIDDEN:
-            raise ConfigError(f"Kafka does not let us read {topic or 'it'} ({reason(error)}): grant it READ")
+        if isinstance(refused := failure(error, f"{topic or 'Kafka'} cannot be read"), ConfigError):
+            raise refused
         if error.fatal():
             raise SinkError(f"Kafka cannot be read any more ({reason(error)}): start again")
         log.warning("kafka client", extra={"topic": topic, "partition": partition, "error": reason(error)})
@@ -310,6 +312,19 @@ class _Loop:
             f"{topic} [{partition}] has lost {what} before they were written to {self._settings.storage}: "
             "make the topic's retention longer, and choose another --storage to write what Kafka still has"
         )
+
+
+def _hear(error: KafkaError) -> None:
+    """Take what the library tells aside from messages; what is raised here comes out of the next read.
+
+    Raises:
+        ConfigError: user or password are not accepted any more.
+    """
+    if is_refusal(error):
+        raise ConfigError(
+            f"Kafka does not let us in any more ({reason(error)}): look at --kafka-user and --kafka-password-file"
+        )
+    log.warning("kafka client", extra={"error": reason(error)})
 
 
 class _ViewFilter:

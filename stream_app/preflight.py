@@ -1,12 +1,12 @@
-"""What a worker looks at before it begins: other views, and how long chunks are kept."""
+"""What a worker looks at before it begins: its rights, other views, and how long chunks are kept."""
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
+from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
-from ingestor.core.errors import ConfigError, PublishError
-from ingestor.kafka import CONNECT_TIMEOUT_S, reason
+from ingestor.core.errors import ConfigError
+from ingestor.kafka import CONNECT_TIMEOUT_S, failure
 from stream_app.pipeline import View
 
 
@@ -14,14 +14,35 @@ def check_view(admin: AdminClient, view: View) -> None:
     """Refuse a view that cannot be made right.
 
     Raises:
-        ConfigError: another view writes the same records, or chunks are deleted before windows close.
+        ConfigError: the user lacks a right, another view writes the same records, or chunks are deleted
+            before windows close.
         PublishError: Kafka does not answer.
     """
     try:
+        _refuse_missing_rights(admin, view)
         _refuse_second_writer(admin, view)
         _refuse_short_retention(admin, view)
     except KafkaException as error:
-        raise PublishError(f"Kafka does not say what is there: {reason(error)}") from error
+        raise failure(error, "Kafka does not say what is there") from error
+
+
+def _refuse_missing_rights(admin: AdminClient, view: View) -> None:
+    """Faust would ask again for ever for what it may not read."""
+    names = {view.topics.range_chunks: AclOperation.READ}
+    names |= {view.topics.sink(group_by): AclOperation.WRITE for group_by in view.group_by}
+    topics = admin.describe_topics(
+        TopicCollection(list(names)), include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
+    )
+    groups = admin.describe_consumer_groups(
+        [view.group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
+    )
+    asked = [(f"topic {name}", names[name], future.result().authorized_operations) for name, future in topics.items()]
+    for name, future in groups.items():
+        asked.append((f"consumer group {name}", AclOperation.READ, future.result().authorized_operations))
+    # A broker that does not say what is allowed will refuse it later.
+    missing = [f"{right.name} on the {what}" for what, right, given in asked if given and right not in given]
+    if missing:
+        raise ConfigError(f"Kafka does not allow it: let --kafka-user have {' and '.join(missing)}")
 
 
 def _refuse_second_writer(admin: AdminClient, view: View) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
 from ingestor.core.errors import ConfigError, Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, is_settling, reason
+from ingestor.kafka import Cluster, client_config, failure, is_settling
 from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
@@ -60,7 +60,7 @@ class Transactions:
         try:
             self._producer.init_transactions(_TIMEOUT_S)
         except KafkaException as error:
-            raise PublishError(f"Kafka gives no transactions: {reason(error)}") from error
+            raise failure(error, "Kafka gives no transactions") from error
 
     def committed(self, partition: int) -> tuple[int, str]:
         """Return offset and metadata of the partition's last commit; (0 or the log's start, "") where there is none.
@@ -73,7 +73,7 @@ class Transactions:
             stored = self._settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
             first, _ = self._offsets.get_watermark_offsets(at, _TIMEOUT_S)
         except KafkaException as error:
-            raise PublishError(f"the committed offset cannot be read: {reason(error)}") from error
+            raise failure(error, "the committed offset cannot be read") from error
         if stored.offset < 0:
             return first, ""
         if stored.offset < first:
@@ -128,7 +128,9 @@ class Transactions:
             try:
                 self._producer.abort_transaction(_TIMEOUT_S)
             except KafkaException as abort_error:
-                raise PublishError(f"a transaction cannot be ended: {reason(abort_error)}") from error
+                raise failure(abort_error, "a transaction cannot be ended") from error
             if name in _STALE_MEMBER:
                 raise Superseded from error
-        raise PublishError(f"records were not committed: {cause.str() if cause is not None else error}") from error
+        if cause is not None:
+            raise failure(cause, "records were not committed") from error
+        raise PublishError(f"records were not committed: {error}") from error

@@ -6,19 +6,27 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Protocol
 
 import history
 
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import committed_offsets, connect, ensure_topics, has_unread
-from ingestor.local.kafka import LocalKafka
+from ingestor.kafka import Cluster, committed_offsets, connect, ensure_topics, has_unread
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
+from ingestor.options import cluster_arguments
 from stream_app.pipeline import GroupBy, Method, View
 
 WHEN = ["--start", iso(history.START_MS), "--end", iso(history.END_MS)]
+
+
+class Broker(Protocol):
+    """A local Kafka, or one user's way into it."""
+
+    @property
+    def cluster(self) -> Cluster: ...
 
 
 def ingestor(*arguments: str) -> list[str]:
@@ -36,26 +44,26 @@ def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def backfill(prometheus: LocalPrometheus, kafka: LocalKafka, prefix: str, *more: str) -> list[str]:
+def backfill(prometheus: LocalPrometheus, kafka: Broker, prefix: str, *more: str) -> list[str]:
     return ingestor(
         "backfill", "--url", prometheus.url, *WHEN, "--preset", "none", "--topic-prefix", prefix,
-        "--bootstrap-servers", kafka.bootstrap_servers, *more,
+        *cluster_arguments(kafka.cluster), *more,
     )  # fmt: skip
 
 
-def worker(kafka: LocalKafka, view: View, log: Path) -> Child:
+def worker(kafka: Broker, view: View, log: Path) -> Child:
     """Return a worker of *view* that holds slot 0; it is not started."""
-    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    where = ["--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)]
     return Child(stream_app("worker", "--slot", "0", "--web-port", "0", *where, *view_flags(view)), log_path=log)
 
 
-def write_files(kafka: LocalKafka, view: View, storage: Path) -> None:
+def write_files(kafka: Broker, view: View, storage: Path) -> None:
     """Write all records of *view* that are committed by now."""
-    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    where = ["--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)]
     run(stream_app("files", "--storage", str(storage), "--until-idle", "--idle", "1ms", *where, *view_flags(view)))
 
 
-def wait_until_windowed(kafka: LocalKafka, view: View, *watched: Child, timeout_s: float = 90.0) -> None:
+def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: float = 90.0) -> None:
     """Wait until the view's workers have committed everything that is on the chunk topic."""
     topic = view.topics.range_chunks
     partitions = ensure_topics(connect(kafka.cluster), view.topics, None)
@@ -68,6 +76,15 @@ def wait_until_windowed(kafka: LocalKafka, view: View, *watched: Child, timeout_
             return
         time.sleep(0.2)
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
+
+
+def wait_for_line(child: Child, text: str) -> None:
+    """Wait until a running child has logged *text*."""
+    deadline = time.monotonic() + 30
+    while text not in child.log_path.read_text():
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+        time.sleep(0.1)
 
 
 def view_of(prefix: str, chunk_size: str, method: Method, *group_by: GroupBy) -> View:

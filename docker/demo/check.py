@@ -179,7 +179,7 @@ def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Mes
     """Yield what is in all partitions of *topics* now: with one consumer, for each takes a while to come and go."""
     counts = partition_counts(connect(cluster))
     open_partitions = {(topic, partition) for topic in topics for partition in range(counts[topic])}
-    consumer = assigned_consumer(cluster, **{"enable.partition.eof": True})
+    consumer = assigned_consumer(cluster, Topics().prefix, **{"enable.partition.eof": True})
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in open_partitions])
         while open_partitions:

@@ -36,6 +36,7 @@ from ingestor.kafka import Cluster
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
+from ingestor.options import cluster_arguments
 
 DEMO = Path(__file__).resolve().parent
 
@@ -176,7 +177,7 @@ class Running:
 
     folder: Path
     url: str
-    bootstrap_servers: str
+    cluster: Cluster
     children: dict[str, Child]
     started_s: float
     """``time.monotonic()`` when the ingestor was started."""
@@ -245,13 +246,11 @@ def start(folder: Path, scratch: Path, stack: contextlib.ExitStack, steps: Steps
 
     started_s, live_start_ms = time.monotonic(), time.time_ns() // 1_000_000
     children = {"the exporter": exporter}
-    for name, log, arguments in pipeline_commands(prometheus.url, kafka.bootstrap_servers, folder):
+    for name, log, arguments in pipeline_commands(prometheus.url, kafka.cluster, folder):
         child = Child([sys.executable, "-m", *arguments], log_path=logs / log, env=clean_environment())
         children[name] = stack.enter_context(child)
     steps.done("ingestor, worker and file writer are started: one job for history and live")
-    return Running(
-        folder, prometheus.url, kafka.bootstrap_servers, children, started_s, history_start_ms, live_start_ms
-    )
+    return Running(folder, prometheus.url, kafka.cluster, children, started_s, history_start_ms, live_start_ms)
 
 
 def fetch_servers(logs: Path, steps: Steps) -> None:
@@ -291,9 +290,9 @@ def scrape_config(target: str) -> dict[str, Any]:
     return {"scrape_configs": [scrape]}
 
 
-def pipeline_commands(url: str, bootstrap_servers: str, folder: Path) -> list[tuple[str, str, list[str]]]:
+def pipeline_commands(url: str, cluster: Cluster, folder: Path) -> list[tuple[str, str, list[str]]]:
     """Return what runs as name, log file, and arguments of Python's ``-m``."""
-    kafka = ["--bootstrap-servers", bootstrap_servers]
+    kafka = cluster_arguments(cluster)
     window = ["--chunk-size", str(CHUNK_SIZE), "--method", "mean"]
     since = ["--start", f"{HISTORY_HOURS}h", "--settle", "5s", "--poll-interval", "2s"]
     return [
@@ -366,9 +365,7 @@ def verify(running: Running, steps: Steps) -> check.Published:
     until_ms = running.first_live_window_ms + CHUNK_MS
     children = running.children.values()
     try:
-        published = check.records_until(
-            Cluster(running.bootstrap_servers), until_ms, floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS)
-        )
+        published = check.records_until(running.cluster, until_ms, floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS))
         expected = prometheus.samples(running.history_start_ms - metrics.HOUR_MS, until_ms)
         cells = check.random_cells(running.tables(), until_ms, CHECKED_CELLS, seed=running.live_start_ms)
         different = check.differences(cells, prometheus, CHUNK_SIZE)

@@ -19,10 +19,17 @@ from types import ModuleType
 from typing import Self
 
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
+from confluent_kafka.admin import (  # type: ignore[attr-defined]
+    AdminClient,
+    ScramCredentialInfo,
+    ScramMechanism,
+    UserScramCredentialAlteration,
+    UserScramCredentialUpsertion,
+)
 
 from ingestor.core.errors import ConfigError
-from ingestor.kafka import Cluster
+from ingestor.kafka import Cluster, client_config, reason
+from ingestor.local.broker_security import BrokerSecurity
 from ingestor.local.cache import cache_folder, filled_once, missing_extra
 from ingestor.local.processes import Child, PortTakenError, free_port, is_free, run
 from ingestor.local.server import Server
@@ -51,10 +58,7 @@ _SERVER_PROPERTIES = """\
 process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller_port}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
-inter.broker.listener.name=PLAINTEXT
 log.dirs=data
 broker.heartbeat.interval.ms=500
 broker.session.timeout.ms=3000
@@ -70,6 +74,12 @@ share.coordinator.state.topic.num.partitions=1
 share.coordinator.state.topic.replication.factor=1
 share.coordinator.state.topic.min.isr=1
 log.cleaner.dedupe.buffer.size=8388608
+"""
+
+_PLAINTEXT_PROPERTIES = """\
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller_port}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+inter.broker.listener.name=PLAINTEXT
 """
 
 _LOG4J_PROPERTIES = """\
@@ -109,7 +119,13 @@ class LocalKafka(Server):
     name = "Kafka"
 
     def __init__(
-        self, folder: Path, *, port: int | None = None, heap: str = "512m", jvm_args: Sequence[str] = ()
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        heap: str = "512m",
+        jvm_args: Sequence[str] = (),
+        security: BrokerSecurity | None = None,
     ) -> None:
         """Describe the broker; nothing runs yet.
 
@@ -118,11 +134,13 @@ class LocalKafka(Server):
             port: the listener; None chooses one at the first start, and this object keeps it.
             heap: Java's largest heap, as after ``-Xmx``.
             jvm_args: more flags for Java.
+            security: who is let in; None: everybody on this machine.
         """
         super().__init__(folder, port)
         self._heap = heap
         self._jvm_args = list(jvm_args)
         self._cluster = ""
+        self._security = security
 
     def start(self) -> Self:
         _wait_for_earlier_broker(self.folder / "data" / ".lock")
@@ -149,7 +167,10 @@ class LocalKafka(Server):
         ).start()
 
     def _wait_until_ready(self, child: Child, port: int) -> None:
-        _wait_until_ready(child, port, self._cluster)
+        cluster = self._cluster_at(port)
+        _wait_until_ready(child, cluster, self._cluster)
+        if self._security is not None:
+            give_scram_credentials(AdminClient(client_config(cluster)), self._security)
 
     @property
     def bootstrap_servers(self) -> str:
@@ -159,14 +180,22 @@ class LocalKafka(Server):
     @property
     def cluster(self) -> Cluster:
         """What clients of ours are given."""
-        return Cluster(self.bootstrap_servers)
+        return self._cluster_at(self.port)
+
+    def _cluster_at(self, port: int) -> Cluster:
+        servers = f"127.0.0.1:{port}"
+        return Cluster(servers) if self._security is None else Cluster(servers, self._security.client())
 
     def _write_properties(self, port: int) -> None:
         controller_port = free_port()
         while controller_port == port:
             controller_port = free_port()
-        text = _SERVER_PROPERTIES.format(port=port, controller_port=controller_port)
-        (self.folder / "server.properties").write_text(text)
+        ports = {"port": port, "controller_port": controller_port}
+        who = _PLAINTEXT_PROPERTIES.format(**ports) if self._security is None else self._security.properties(**ports)
+        path = self.folder / "server.properties"
+        # It can hold passwords.
+        path.touch(mode=0o600)
+        path.write_text(_SERVER_PROPERTIES.format(**ports) + who)
 
     def _earlier_port(self) -> int | None:
         """Return the port of an earlier start on this folder, if it is free.
@@ -290,7 +319,29 @@ def _wait_for_earlier_broker(lock: Path) -> None:
                 return
 
 
-def _wait_until_ready(child: Child, port: int, cluster_id: str) -> None:
+def give_scram_credentials(admin: AdminClient, security: BrokerSecurity) -> None:
+    """Give every user SCRAM credentials too.
+
+    Over the wire, not while the storage is formatted: that tool takes passwords on its command line only.
+
+    Raises:
+        ConfigError: the broker refuses.
+    """
+    passwords = {user: security.client(user).password().encode() for user in security.password_files}
+    # A request takes each user once.
+    for mechanism in (ScramMechanism.SCRAM_SHA_256, ScramMechanism.SCRAM_SHA_512):
+        how = ScramCredentialInfo(mechanism, 4096)
+        asked: list[UserScramCredentialAlteration] = [
+            UserScramCredentialUpsertion(user, how, password) for user, password in passwords.items()
+        ]
+        for user, future in admin.alter_user_scram_credentials(asked).items():
+            try:
+                future.result()
+            except KafkaException as error:
+                raise ConfigError(f"Kafka does not take the user {user}: {reason(error)}") from error
+
+
+def _wait_until_ready(child: Child, cluster: Cluster, cluster_id: str) -> None:
     """Return when this very broker answers a request for metadata, and leads every partition.
 
     Raises:
@@ -298,6 +349,7 @@ def _wait_until_ready(child: Child, port: int, cluster_id: str) -> None:
         ConfigError: the process ended, or the time is up.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
+    port = int(cluster.bootstrap_servers.rpartition(":")[2])
     admin: AdminClient | None = None
     while time.monotonic() < deadline:
         if child.poll() is not None:
@@ -309,7 +361,7 @@ def _wait_until_ready(child: Child, port: int, cluster_id: str) -> None:
             if not _listens(port):
                 time.sleep(0.02)
                 continue
-            admin = AdminClient({"bootstrap.servers": f"127.0.0.1:{port}", "log_level": 0})
+            admin = AdminClient({**client_config(cluster), "log_level": 0})
         try:
             metadata = admin.list_topics(timeout=1.0)
         except KafkaException:

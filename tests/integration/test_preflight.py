@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import files
@@ -15,6 +14,7 @@ from commands import (
     stream_app,
     view_flags,
     view_of,
+    wait_for_line,
     wait_until_windowed,
     worker,
     write_files,
@@ -41,14 +41,6 @@ def test_a_second_writer_of_the_same_records_is_refused(kafka: LocalKafka, tmp_p
         wait_for_line(child, "worker is ready")
         both = view_of("second", "5m", "mean", "pod", "service")
         assert view.group_id in refused_worker(kafka, "--topic-prefix", "second", *view_flags(both))
-
-
-def wait_for_line(child: Child, text: str) -> None:
-    deadline = time.monotonic() + 30
-    while text not in child.log_path.read_text():
-        assert child.poll() is None, child.log_tail()
-        assert time.monotonic() < deadline, child.log_tail()
-        time.sleep(0.1)
 
 
 def test_windows_longer_than_chunks_are_kept_are_refused(kafka: LocalKafka) -> None:
