@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from ingestor.catalogue import Catalogue
+from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
-from ingestor.core.chunk import Marker, RangeChunk
+from ingestor.core.chunk import Header, Marker, RangeChunk
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import TimeRange
 from ingestor.packing import FetchedSeries, pack
@@ -19,12 +19,13 @@ WHOLE = TimeRange(0, 120_000)
 samples = ",".join(f'[{second},"{second}.12345678901234567"]' for second in range(120))
 answer = f'{{"data":{{"resultType":"matrix","result":[{{"metric":{{"pod":"a"}},"values":[{samples}]}}]}}}}'
 block = read_matrix(answer.encode()).block
-catalogue = Catalogue(1, dict, lambda labels: labels["pod"], {})
+catalogue = Catalogue(1, Meaning(dict), {})
 fetched = FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
+catalogue.place({pod: pod.name for pod in catalogue.unplaced()})
 [chunk] = pack(WHOLE, "warm-up", [fetched], catalogue, partitions=1).partitions[0]
 messages = [
-    RangeChunk("warm-up", WHOLE, 0, 0, "warm-up", wire.decode_series(chunk)),
-    Marker("warm-up", WHOLE, 0, 1, "warm-up", ends_job=False),
+    RangeChunk(Header("warm-up", WHOLE, 0, "warm-up"), wire.decode_series(chunk)),
+    Marker(Header("warm-up", WHOLE, 1, "warm-up"), ends_job=False),
 ]
 # Nothing to decode is enough: the types decide what is compiled.
 frames = scan_frames(np.zeros(PADDING_BYTES, np.uint8), 0, {})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +14,9 @@ from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
     TIME,
+    chosen_selector,
     config_option,
+    conflict_option,
     dry_run_option,
     end_option,
     json_option,
@@ -20,11 +24,15 @@ from ingestor.options import (
     logging_option,
     source_options,
     start_option,
+    web_option,
 )
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for numba and pyarrow.
     from ingestor.poller import PollerSettings
+    from ingestor.sources.http import HttpSettings
+
+log = logging.getLogger(__name__)
 
 
 @click.group(cls=SpelledGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -46,15 +54,19 @@ def cli() -> None:
     type=CHUNK_SIZE,
     help="Floor relative times to this chunk size. [default: the hour; now: the second]",
 )
+@click.option("--again", is_flag=True, help="Read what other jobs have read once more, with a higher revision.")
 @source_options
 @kafka_options
+@conflict_option
+@web_option
 @json_option
 @dry_run_option
 @logging_option
 def backfill(**flags: Any) -> None:
     """Publish [START, END) and exit.
 
-    The same command again goes on after a crash, and does nothing after the end.
+    What other jobs have read is left out. The same command again goes on after
+    a crash, and does nothing after the end.
     """
     _poll(flags)
 
@@ -64,8 +76,16 @@ def backfill(**flags: Any) -> None:
 @click.option(
     "--poll-interval", "poll_interval_ms", type=DURATION_MS, default="15s", show_default=True, help="How often to poll."
 )
+@click.option(
+    "--recheck",
+    "recheck_ms",
+    type=DURATION_MS,
+    help="Read each live range once more so much later, for samples that came late. [default: no]",
+)
 @source_options
 @kafka_options
+@conflict_option
+@web_option
 @json_option
 @dry_run_option
 @logging_option
@@ -87,37 +107,82 @@ def cancel(job: str, cluster: Any, topics: Any) -> None:
     What it has published stays; the window that its end cuts is marked partial.
     """
     from ingestor.core.errors import ConfigError  # noqa: PLC0415
+    from ingestor.core.time_range import iso  # noqa: PLC0415
+    from ingestor.jobs import command_of, parts_of  # noqa: PLC0415
     from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
     from ingestor.positions import read_positions  # noqa: PLC0415
     from ingestor.publisher import Publisher  # noqa: PLC0415
 
     known = topics.positions in partition_counts(connect(cluster))
-    if not known or job not in read_positions(cluster, topics):
+    if not known or not parts_of(command_of(job), read_positions(cluster, topics).values()):
         raise ConfigError(f"{topics.positions} knows no job {job}: give the name that ingestor backfill printed")
-    with Publisher(cluster, topics, job) as publisher:
-        # Read again: only now can no other poller move it.
-        position = read_positions(cluster, topics)[job]
-        if position.ended:
-            click.echo(f"{job} has ended already", err=True)
-            return
-        position = publisher.cancel(position)
-    click.echo(f"{job} is cancelled at {position.samples:,} samples", err=True)
+    with Publisher(cluster, topics, command_of(job)) as publisher:
+        # Read again: only now can no other poller move them.
+        parts = parts_of(command_of(job), read_positions(cluster, topics).values())
+        for position in parts:
+            if job not in (position.job, command_of(position.job)):
+                continue
+            if position.ended:
+                say(f"{position.job} has ended already")
+                continue
+            cancelled = publisher.cancel(position)
+            say(f"{position.job} is cancelled at {iso(cancelled.position_ms)}, {cancelled.samples:,} samples")
+
+
+@cli.command()
+@kafka_options
+@json_option
+@logging_option
+def status(cluster: Any, topics: Any, as_json: bool) -> None:  # noqa: FBT001 - a flag
+    """Say where each job stands: position, lag behind now, samples a second, the last error."""
+    import time  # noqa: PLC0415
+
+    import orjson  # noqa: PLC0415
+
+    from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
+    from ingestor.positions import read_positions  # noqa: PLC0415
+    from ingestor.status import as_dict, as_text  # noqa: PLC0415
+
+    known = topics.positions in partition_counts(connect(cluster))
+    positions = read_positions(cluster, topics).values() if known else ()
+    now_ms = int(time.time() * 1000)
+    if as_json:
+        for position in positions:
+            click.echo(orjson.dumps(as_dict(position, now_ms)))
+    elif positions:
+        click.echo("\n".join(as_text(positions, now_ms)))
+    else:
+        say(f"no job has begun: {topics.positions} has none")
 
 
 def _poll(flags: dict[str, Any]) -> None:
     from ingestor.poller import Poller, PollerSettings  # noqa: PLC0415
     from ingestor.presets import PRESETS  # noqa: PLC0415
+    from ingestor.sources.expressions import WithExpressions  # noqa: PLC0415
     from ingestor.sources.registry import SOURCES  # noqa: PLC0415
+    from ingestor.telemetry import Telemetry  # noqa: PLC0415
+    from ingestor.web import web_server  # noqa: PLC0415
 
-    source = SOURCES[flags.pop("source")](
-        flags["url"],
-        timeout_s=flags.pop("timeout_ms") / 1000,
-        bearer_token_file=flags.pop("bearer_token_file"),
-        basic_auth_file=flags.pop("basic_auth_file"),
-        connections=flags["concurrency"],
+    expressions, step_ms, address = flags.pop("expressions"), flags.pop("step_ms"), flags.pop("web_listen_address")
+    as_json, dry_run, kind = flags.pop("as_json"), flags.pop("dry_run"), flags.pop("source")
+    access: HttpSettings = {
+        "timeout_s": flags.pop("timeout_ms") / 1000,
+        "bearer_token_file": flags.pop("bearer_token_file"),
+        "basic_auth_file": flags.pop("basic_auth_file"),
+        "connections": flags["concurrency"],
+    }
+    settings = PollerSettings(
+        end=flags.pop("end", None),
+        selector=chosen_selector(flags.pop("selector"), everything=flags["everything"]),
+        rules=flags.pop("relabel"),
+        expressions=dict(expressions.by_name),
+        waits_for_its_turn=flags.pop("on_conflict") == "wait",
+        **flags,
     )
-    as_json, dry_run = flags.pop("as_json"), flags.pop("dry_run")
-    settings = PollerSettings(end=flags.pop("end", None), **flags)
+    telemetry = Telemetry(settings.command)
+    source: Any = SOURCES[kind](settings.url, telemetry=telemetry, **access)
+    if expressions.by_name:
+        source = WithExpressions(source, settings.url, expressions, step_ms, telemetry=telemetry, **access)
     preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
     source.check()
@@ -128,17 +193,25 @@ def _poll(flags: dict[str, Any]) -> None:
     display = _display(settings, as_json=as_json)
     if not as_json:
         say(preset)
-    with display:
-        position = Poller(settings, source, display.show, stop).run()
-    display.summary(position)
-    if stop.is_set() and not position.ended and settings.end is not None:
+    ready_within_s = max(5 * settings.poll_interval_ms / 1000, 2 * access["timeout_s"])
+    with ExitStack() as stack:
+        if address:
+            web = web_server(address, telemetry, lambda: telemetry.not_ready(ready_within_s))
+            log.info("serving metrics", extra={"url": stack.enter_context(web)})
+        stack.enter_context(display)
+        positions = Poller(settings, source, display.show, stop, telemetry).run()
+    for position in positions:
+        display.summary(position)
+    if not positions and not stop.is_set():
+        say(f"{settings.command}: other jobs have read all of this time; --again reads it once more")
+    if stop.is_set() and settings.end is not None and not all(position.ended for position in positions):
         sys.exit(EXIT_INTERRUPTED)
 
 
 def _display(settings: PollerSettings, *, as_json: bool) -> Any:
     from ingestor import progress  # noqa: PLC0415
 
-    return progress.display(settings.job, presence(as_json=as_json))
+    return progress.display(settings.command, presence(as_json=as_json))
 
 
 def main() -> None:

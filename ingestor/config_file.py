@@ -10,7 +10,7 @@ from typing import Any
 import click
 import yaml
 
-from ingestor.settings import CONFIG, ConfigFile, Fault, Pairs, fault_of
+from ingestor.settings import CONFIG, ConfigFile, Document, Fault, Pairs, fault_of
 
 DEFAULTS = "defaults"
 """The section for all commands; each takes what it has a flag for, and its own section wins."""
@@ -91,6 +91,12 @@ class _Reader:
 
     def _value(self, option: click.Option, node: yaml.Node, *where: str) -> Any:
         """Return the text, or the texts of a repeatable flag; None where one is wrong."""
+        if isinstance(option.type, Document) and not isinstance(node, yaml.ScalarNode):
+            text = yaml.serialize(node)
+            wrong = fault_of(option, text, self._ctx)
+            if wrong:
+                self._fault(wrong, *where)
+            return None if wrong else text
         if isinstance(node, yaml.ScalarNode):
             items: list[tuple[yaml.Node, str | None]] = [(node, None)]
         elif isinstance(node, yaml.SequenceNode) and option.multiple:

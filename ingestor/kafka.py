@@ -213,15 +213,18 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
         for name in partitioned
         if name not in existing
     ]
-    if topics.positions not in existing:
-        missing.append(NewTopic(topics.positions, num_partitions=1, replication_factor=-1, config=COMPACTED))
+    missing += [
+        NewTopic(name, num_partitions=1, replication_factor=-1, config=COMPACTED)
+        for name in (topics.positions, topics.workloads)
+        if name not in existing
+    ]
     for name, future in admin.create_topics(missing).items() if missing else ():
         try:
             future.result()
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
-    wait_for_leaders(admin, {*partitioned, topics.positions})
+    wait_for_leaders(admin, {*partitioned, topics.positions, topics.workloads})
     return wanted
 
 

@@ -13,6 +13,7 @@ import click
 
 from ingestor.command_line import set_up_logging
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
+from ingestor.settings import Document, Pairs
 from ingestor.urls import prometheus_url
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 DEFAULT_SELECTOR = '{pod!=""}'
+_EVERY_SERIES = '{__name__!=""}'
 
 
 class _Typed(click.ParamType):
@@ -246,6 +248,116 @@ def _selector(text: str) -> Any:
     return Selector.parse(text)
 
 
+class _PerMetric(Pairs):
+    """Texts like ``NAME=VALUE``, which a file may also give as a mapping; *parse* says what is wrong with one."""
+
+    def __init__(self, name: str, parse: Callable[[list[str]], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def from_pair(self, key: str, value: str) -> str:
+        return f"{key}={value}"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            self._parse([str(value)])
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+
+def _all_of(parse: Callable[[list[str]], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """Return a callback that reads all values of a repeatable flag together."""
+
+    def read(ctx: click.Context, param: click.Parameter, texts: tuple[str, ...]) -> Any:
+        try:
+            return parse(list(texts))
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from error
+
+    return read
+
+
+def _splits(texts: list[str]) -> Any:
+    from ingestor.splitting import Splits  # noqa: PLC0415
+
+    return Splits.parse(texts)
+
+
+def _expressions(texts: list[str]) -> Any:
+    from ingestor.expressions import Expressions  # noqa: PLC0415
+
+    return Expressions.parse(texts)
+
+
+class _Rules(Document):
+    name = "rules"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        import yaml  # noqa: PLC0415 - only who has rules pays for it
+
+        from ingestor.relabel import Rules  # noqa: PLC0415
+
+        try:
+            # A file's name has one line and is no list.
+            is_content = "\n" in value or value.startswith("[")
+            return Rules.parse(yaml.safe_load(value if is_content else Path(value).read_text("utf-8")))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            self.fail(f"{'the rules' if is_content else value} cannot be read: {error}", param, ctx)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def meaning_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add what is made of the series that are read, and what is computed beside them."""
+    options: list[Callable[..., Any]] = [
+        click.option("--all", "everything", is_flag=True, help="Read series without a pod too, by job and instance."),
+        click.option(
+            "--service-label", default="", metavar="LABEL", help="A label that names the pod's service, where it has one."
+        ),
+        click.option(
+            "--relabel",
+            type=_Rules(),
+            default="[]",
+            metavar="FILE",
+            help="YAML: rules as in Prometheus' metric_relabel_configs (keep, drop, replace, labeldrop, …).",
+        ),
+        click.option(
+            "--split-by",
+            "splits",
+            multiple=True,
+            type=_PerMetric("METRIC=LABEL,…", _splits),
+            callback=_all_of(_splits),
+            help="A column for each value of these labels; repeatable.",
+        ),
+        click.option(
+            "--expression",
+            "expressions",
+            multiple=True,
+            type=_PerMetric("NAME=PROMQL", _expressions),
+            callback=_all_of(_expressions),
+            help="A metric that Prometheus computes, like cpu=sum by (namespace, pod) (…); repeatable.",
+        ),
+        click.option(
+            "--step", "step_ms", type=DURATION_MS, default="15s", show_default=True, help="Between an expression's points."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+conflict_option = click.option(
+    "--on-conflict",
+    type=click.Choice(["take-over", "wait"]),
+    default="take-over",
+    show_default=True,
+    help="Where another poller of the same job runs: end it, or stand by until it ends.",
+)
+
+
 def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what is read, and how Prometheus is asked."""
     options: list[Callable[..., Any]] = [
@@ -263,9 +375,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             "--match",
             "selector",
             type=typed("selector", _selector),
-            default=DEFAULT_SELECTOR,
-            show_default=True,
-            help="Which series to read; series without a pod label are left out.",
+            help=f"Which series to read. [default: {DEFAULT_SELECTOR}; with --all every series]",
         ),
         click.option(
             "--include",
@@ -307,6 +417,13 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="What a range aims at: fewer need less memory, more are faster.",
         ),
         click.option(
+            "--max-in-flight-samples",
+            type=click.IntRange(min=1000),
+            default=10_000_000,
+            show_default=True,
+            help="What is read and not yet published, at most: bounds memory.",
+        ),
+        click.option(
             "--concurrency",
             type=click.IntRange(1, 64),
             default=4,
@@ -331,7 +448,12 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ]
     for option in reversed(options):
         function = option(function)
-    return function
+    return meaning_options(function)
+
+
+def chosen_selector(selector: Any, *, everything: bool) -> Any:
+    """Return what ``--match`` says, or what it means where it is not there."""
+    return selector or _selector(_EVERY_SERIES if everything else DEFAULT_SELECTOR)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, for machines.")

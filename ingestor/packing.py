@@ -10,7 +10,7 @@ import numpy as np
 
 from ingestor.catalogue import Catalogue
 from ingestor.core import wire
-from ingestor.core.chunk import Float64Array, Int64Array, SeriesColumns
+from ingestor.core.chunk import Float64Array, Int64Array, Refused, SeriesColumns
 from ingestor.core.errors import PublishError
 from ingestor.core.time_range import TimeRange
 
@@ -43,6 +43,8 @@ class PackedRange:
     samples: int
     series: int
     partitions: list[list[bytes]]
+    incomplete: tuple[Refused, ...] = ()
+    """What the backend refused for good."""
 
     @property
     def size_bytes(self) -> int:

@@ -1,46 +1,56 @@
-"""The loop of one job: range due -> fetch -> pack -> publish, with the next range fetched meanwhile."""
+"""The loop of one command: jobs begun or gone on with, ranges read ahead and published in order."""
 
 from __future__ import annotations
 
 import logging
-import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any, Self
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import TimeoutError as NotReadyError
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import tenacity
 from confluent_kafka.admin import AdminClient
 
-from ingestor import presets, schedule
-from ingestor.catalogue import Catalogue
+from ingestor import jobs, presets, schedule
+from ingestor.catalogue import Labels, Meaning
 from ingestor.core.durations import ChunkSize, parse_time
-from ingestor.core.errors import ConfigError, PublishError, SourceUnavailable, TooManySamples
+from ingestor.core.errors import ConfigError, IngestorError, PublishError, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, floor_ms, iso
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, connect, ensure_topics, partition_counts
-from ingestor.packing import FetchedSeries, PackedRange, pack
+from ingestor.lane import Bounds, Lane
+from ingestor.owners import Owners
+from ingestor.packing import PackedRange
+from ingestor.placements import Placements
 from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
 from ingestor.publisher import Publisher
+from ingestor.reader import RangeReader, Selection, metric_names, whole_names
+from ingestor.relabel import Rules
 from ingestor.selector import Selector
-from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.base import Source
 from ingestor.sources.retrying import RetryingSource, log_retry
-from ingestor.throttle import Throttle
-from ingestor.workloads import service_of
+from ingestor.splitting import Splits
+from ingestor.standby import Standby
+from ingestor.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
 
 _HOUR_MS = 3_600_000
-_SHORTEST_SPLIT_MS = 1_000
 _BACKFILL_PATIENCE_S = 600.0
 """A backfill gives up when the backend has not answered a request for so long; a live poller never does."""
 
-_SELECTION = ("url", "match", "include", "exclude", "preset")
-
 _PUBLISH_ATTEMPTS = 10
 """A backfill gives up after so many failures of Kafka; a live poller never does."""
+
+_LOOK_EVERY_S = 0.5
+_TELL_EVERY_S = 10.0
+"""Errors that last are written to the job's position so often, for `status`."""
+
+_RATE_OVER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +68,18 @@ class PollerSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     preset: str = "kubernetes"
+    rules: Rules = field(default_factory=lambda: Rules(()))
+    """Relabeling, after the preset."""
+    splits: Splits = field(default_factory=lambda: Splits({}))
+    service_label: str = ""
+    everything: bool = False
+    """Read series without a pod too."""
+    expressions: Mapping[str, str] = field(default_factory=dict)
+    """The metrics that the backend computes, by name."""
+    again: bool = False
+    """Read what other jobs have read already once more."""
+    recheck_ms: int | None = None
+    """Read each live range once more after so long; None: never."""
     partitions: int | None = None
     settle_ms: int = 30_000
     """Stay so far behind the backend's now; two 15 s scrapes have then landed."""
@@ -67,19 +89,38 @@ class PollerSettings:
     max_samples_per_second: float | None = None
     concurrency: int = 4
     range_samples: int = schedule.TARGET_SAMPLES
+    max_in_flight_samples: int = 10_000_000
+    waits_for_its_turn: bool = False
+    """What to do where another poller of the same jobs runs: wait until it ends, or take over."""
 
     @property
-    def job(self) -> str:
-        if self.end is None:
-            return LIVE_JOB
-        return job_name(self.arguments)
+    def command(self) -> str:
+        """The name of the job, or of the first of its parts."""
+        return LIVE_JOB if self.end is None else job_name(self.arguments)
 
     @property
     def target_samples(self) -> int:
         """What a range aims at; under a speed limit about ten seconds' worth, so that progress is seen."""
+        wanted = min(self.range_samples, self.max_in_flight_samples)
         if self.max_samples_per_second is None:
-            return self.range_samples
-        return max(1, min(self.range_samples, round(10 * self.max_samples_per_second)))
+            return wanted
+        return max(1, min(wanted, round(10 * self.max_samples_per_second)))
+
+    @property
+    def selection(self) -> Selection:
+        """Which series are read, and what their labels mean."""
+        preset = presets.PRESETS[self.preset]
+
+        def rewrite(labels: Labels) -> Labels | None:
+            rewritten = self.rules.apply(preset.rewrite(labels))
+            return rewritten if rewritten and "__name__" in rewritten else None
+
+        return Selection(
+            readings=preset.readings(self.selector),
+            meaning=Meaning(rewrite, self.splits.column, self.service_label, self.everything),
+            wanted=whole_names(self.include, self.exclude),
+            computed=frozenset(self.expressions),
+        )
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -88,11 +129,21 @@ class PollerSettings:
             "url": self.url,
             "start": self.start,
             "end": self.end,
+            "align": str(self.align) if self.align else None,
+        } | (self.selected)
+
+    @property
+    def selected(self) -> dict[str, Any]:
+        """What decides which series are read, and as what."""
+        return {
             "match": str(self.selector),
             "include": list(self.include),
             "exclude": list(self.exclude),
             "preset": self.preset,
-            "align": str(self.align) if self.align else None,
+            "all": self.everything,
+            "relabel": repr(self.rules.rules) if self.rules.rules else "",
+            "split_by": {metric: list(labels) for metric, labels in sorted(self.splits.labels_of.items())},
+            "expressions": dict(sorted(self.expressions.items())),
         }
 
 
@@ -129,30 +180,40 @@ class Progress:
 
 @dataclass(slots=True)
 class Poller:
-    """One job from a source to Kafka.
+    """One command, from a source to Kafka.
 
     Args:
         settings: what to read.
         source: where from.
         on_progress: called after every published range.
         stop: set it to end soon; what was published stays, what is being read is read again next time.
+        telemetry: is told what happens.
     """
 
     settings: PollerSettings
     source: Source
     on_progress: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
-    _last: Position | None = field(default=None, init=False)
+    telemetry: Telemetry = field(default_factory=lambda: Telemetry(""))
+    _last: list[Position] = field(default_factory=list, init=False)
+    _trouble: IngestorError | None = field(default=None, init=False)
+    _tell: Callable[[], None] | None = field(default=None, init=False)
+    _thread: int = field(default=0, init=False)
+    _told_at_s: float = field(default=0.0, init=False)
+    _published: deque[tuple[float, int]] = field(default_factory=deque, init=False)
 
-    def run(self) -> Position:
-        """Publish until the job's end (or *stop*); return where it stands.
+    def run(self) -> list[Position]:
+        """Publish until the end of the command's jobs (or *stop*); return where they stand.
+
+        There are none where all of the time was read by other jobs already.
 
         Raises:
             ConfigError: nothing can be read as asked; nothing was published.
             IngestorError: gave up; the same command goes on from the last published range.
         """
         patience_s = None if self.settings.end is None else _BACKFILL_PATIENCE_S
-        self.source = RetryingSource(self.source, self.stop, patience_s)
+        self.source = RetryingSource(self.source, self.stop, patience_s, self._on_trouble)
+        self._thread = threading.get_ident()
         admin = connect(self.settings.cluster)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(self._passing_errors()),
@@ -160,13 +221,14 @@ class Poller:
             stop=tenacity.stop_when_event_set(self.stop)
             | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
             sleep=tenacity.sleep_using_event(self.stop),
-            before_sleep=log_retry,
+            before_sleep=self._before_trying_again,
             reraise=True,
         )
         try:
             return retrying(self._run_once, admin)
-        except (PublishError, SourceUnavailable):
-            if self._last is None or not self.stop.is_set():
+        except (PublishError, SourceUnavailable) as error:
+            self.telemetry.failed(error)
+            if not self._last or not self.stop.is_set():
                 raise
             return self._last
 
@@ -174,55 +236,147 @@ class Poller:
         """Return what is tried again as a whole: for good while live, for a backfill only what Kafka refuses."""
         return (PublishError,) if self.settings.end is not None else (PublishError, SourceUnavailable, TooManySamples)
 
+    def _before_trying_again(self, state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        self.telemetry.retried("kafka" if isinstance(error, PublishError) else "backend")
+        if isinstance(error, IngestorError):
+            self._on_trouble(error)
+        log_retry(state)
+
+    def _on_trouble(self, error: IngestorError) -> None:
+        self.telemetry.failed(error)
+        self._trouble = error
+        # Questions are asked from other threads too; only this one may write.
+        if self._tell is not None and threading.get_ident() == self._thread:
+            self._tell()
+
     def plan(self) -> str:
         """Return in words what the first run of this command would read; nothing is published.
 
         Raises:
             ConfigError: nothing can be read as asked.
         """
-        position = self._first_position(partitions=1)
-        end_ms = position.end_ms or floor_ms(self.source.now_ms() - self.settings.settle_ms, 1000)
-        metrics = self._metrics(TimeRange(position.start_ms, max(end_ms, position.start_ms + 1)))
+        start_ms, end_ms = self._bounds()
+        until_ms = end_ms or floor_ms(self._now_ms() - self.settings.settle_ms, 1000)
+        metrics = metric_names(self.settings.selection, self.source, TimeRange(start_ms, max(until_ms, start_ms + 1)))
         return (
-            f"job {position.job}: {len(metrics)} metrics of {self.settings.selector} from {iso(position.start_ms)} "
-            f"to {iso(end_ms)}{'' if position.end_ms else ', then live'}"
+            f"job {self.settings.command}: {len(metrics)} metrics of {self.settings.selector} from {iso(start_ms)} "
+            f"to {iso(until_ms)}{'' if end_ms else ', then live'}"
         )
 
-    def _run_once(self, admin: AdminClient) -> Position:
+    def _run_once(self, admin: AdminClient) -> list[Position]:
         settings = self.settings
         if settings.topics.positions not in partition_counts(admin):
             # What cannot be read as asked is refused before anything is made.
-            self._first_position(partitions=1)
-        ensured = ensure_topics(admin, settings.topics, settings.partitions)
-        with Publisher(settings.cluster, settings.topics, settings.job) as publisher:
-            return self._go_on(publisher, ensured)
+            self._bounds()
+        partitions = ensure_topics(admin, settings.topics, settings.partitions)
+        with ExitStack() as stack:
+            standby = stack.enter_context(Standby(settings.cluster, settings.topics, settings.command))
+            if settings.waits_for_its_turn:
+                self.telemetry.standing_by()
+                if not standby.wait_for_turn(self.stop):
+                    return self._last
+            publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
+            self.telemetry.activated()
+            self._last = self._begun(publisher, partitions)
+            unfinished = [position for position in self._last if not position.ended]
+            if not unfinished:
+                return self._last
+            placements = stack.enter_context(Placements(settings.cluster, settings.topics, Owners(self.source)))
+            reader = stack.enter_context(self._reader(placements, partitions))
+            work = _Work(publisher, placements, reader)
+            for position in unfinished:
+                if not self.stop.is_set():
+                    self._publish_job(work, position)
+            return self._last
 
-    def _go_on(self, publisher: Publisher, ensured: int) -> Position:
+    def _reader(self, placements: Placements, partitions: int) -> RangeReader:
         settings = self.settings
-        stored = read_positions(settings.cluster, settings.topics).get(settings.job)
-        position = stored or self._first_position(ensured)
-        if position.partitions != ensured:
+        return RangeReader(
+            settings.selection,
+            self.source,
+            placements,
+            partitions,
+            self.stop,
+            concurrency=settings.concurrency,
+            most_samples=settings.max_in_flight_samples,
+            samples_per_second=settings.max_samples_per_second,
+            telemetry=self.telemetry,
+        )
+
+    def _begun(self, publisher: Publisher, partitions: int) -> list[Position]:
+        """Return the command's jobs: those that it has begun, else new ones, which are stored at once."""
+        settings = self.settings
+        stored = read_positions(settings.cluster, settings.topics).values()
+        mine = [p for p in jobs.parts_of(settings.command, stored) if not jobs.is_recheck(p.job)]
+        if settings.again:
+            mine = [p for p in mine if p.revision and not p.ended]
+        else:
+            mine = [p for p in mine if not p.revision]
+        for position in mine:
+            self._check_old(position, partitions)
+        if mine:
+            return mine
+        new = [
+            Position(
+                stretch.job,
+                stretch.start_ms,
+                stretch.end_ms,
+                stretch.start_ms,
+                (0,) * partitions,
+                arguments=settings.arguments,
+                revision=stretch.revision,
+            )
+            for stretch in self._stretches(stored)
+        ]
+        publisher.store(new)
+        for position in new:
+            end = iso(position.end_ms) if position.end_ms else "for good"
+            log.info("job begins", extra={"job": position.job, "start": iso(position.start_ms), "end": end})
+        return new
+
+    def _stretches(self, stored: Collection[Position]) -> list[jobs.Stretch]:
+        settings = self.settings
+        start_ms, end_ms = self._bounds()
+        if settings.again and end_ms is not None:
+            return [jobs.again(settings.command, TimeRange(start_ms, end_ms), stored)]
+        stretches = jobs.uncovered(settings.command, start_ms, end_ms, stored)
+        clipped = not stretches or (stretches[0].start_ms, stretches[-1].end_ms) != (start_ms, end_ms)
+        if clipped or len(stretches) > 1:
+            others = [p for p in stored if not p.revision and p.claimed]
+            log.warning(
+                "other jobs have read a part of this time; only the rest is read (--again reads it once more)",
+                extra={"jobs": sorted(p.job for p in others), "stretches": len(stretches)},
+            )
+            if any({**p.arguments, **settings.selected} != p.arguments for p in others):
+                log.warning("they have read another selection: one --topic-prefix is for one selection of series")
+        return stretches
+
+    def _check_old(self, position: Position, partitions: int) -> None:
+        """See that a job can go on as it began."""
+        settings = self.settings
+        if position.partitions != partitions:
             raise ConfigError(
                 f"the job {position.job} was begun with {position.partitions} partitions, "
-                f"{settings.topics.range_chunks} has {ensured}: a pod must never change its partition; "
+                f"{settings.topics.range_chunks} has {partitions}: a pod must never change its partition; "
                 "choose another --topic-prefix"
             )
         if position.ended:
             log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
-            return position
-        if stored is not None:
-            self._last = stored
-            changed = [name for name in _SELECTION if stored.arguments.get(name) != settings.arguments[name]]
-            if changed:
-                log.warning("job goes on with another selection than it began with", extra={"changed": changed})
-            log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
-        with RangeReader(settings, self.source, ensured, self.stop) as reader:
-            return self._publish_ranges(publisher, reader, position)
+            return
+        wanted = settings.selected | {"url": settings.url}
+        if changed := [name for name, value in wanted.items() if position.arguments.get(name) != value]:
+            log.warning("job goes on with another selection than it began with", extra={"changed": changed})
+        log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
 
-    def _first_position(self, partitions: int) -> Position:
-        """Resolve the job's bounds, once; they are stored with the first range."""
+    def _bounds(self) -> tuple[int, int | None]:
+        """Resolve the command's times, once; they are stored before the first range.
+
+        Raises:
+            ConfigError: there is nothing to be read.
+        """
         settings = self.settings
-        clock_ms = self.source.now_ms()
+        clock_ms = self._now_ms()
         now_ms = clock_ms - settings.settle_ms
         start_ms = self._resolve("--start", settings.start, now_ms)
         end_ms = None if settings.end is None else self._resolve("--end", settings.end, now_ms)
@@ -234,15 +388,12 @@ class Poller:
             )
         if start_ms > now_ms:
             raise ConfigError(f"--start {settings.start} is after the backend's now ({iso(now_ms)}): give --start now")
-        if end_ms is not None and not self._metrics(TimeRange(start_ms, end_ms)):
+        if end_ms is not None and not metric_names(settings.selection, self.source, TimeRange(start_ms, end_ms)):
             raise ConfigError(
                 f"no metric matches {settings.selector} between {iso(start_ms)} and {iso(end_ms)}: "
                 "look at --match, --include and --exclude, and at what Prometheus holds for that time"
             )
-        return Position(settings.job, start_ms, end_ms, start_ms, (0,) * partitions, arguments=settings.arguments)
-
-    def _metrics(self, time_range: TimeRange) -> list[str]:
-        return wanted_metrics(self.settings, self.source.metric_names(self.settings.selector, time_range))
+        return start_ms, end_ms
 
     def _resolve(self, flag: str, text: str, now_ms: int) -> int:
         try:
@@ -256,56 +407,160 @@ class Poller:
         # "now" itself is wanted as it is: flooring it to the hour would hold back up to an hour.
         return floor_ms(point.time_ms, 1000 if text == "now" else _HOUR_MS)
 
-    def _publish_ranges(self, publisher: Publisher, reader: RangeReader, position: Position) -> Position:
+    def _now_ms(self) -> int:
+        now_ms = self.source.now_ms()
+        self.telemetry.backend_clock(now_ms)
+        return now_ms
+
+    def _settled_ms(self) -> int:
+        return floor_ms(self._now_ms() - self.settings.settle_ms, 1000)
+
+    def _publish_job(self, work: _Work, position: Position) -> None:
+        """Publish a job, and beside a live one its recheck, until its end or *stop*."""
         length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
-        reading: Future[PackedRange] | None = None
-        due = self._due(position.position_ms, position, length_ms)
-        while not position.ended:
-            if due is None:
-                if self.stop.wait(self._until_due_s(position)):
-                    break
-                due = self._due(position.position_ms, position, length_ms)
-                continue
-            began = time.monotonic()
-            try:
-                packed = (reading or reader.start(due)).result()
-            except SourceUnavailable:
-                if self.stop.is_set():
-                    break
-                raise
-            if self.stop.is_set():
-                # A range that was being read when the stop came may be cut short.
-                break
-            length_ms = schedule.next_length_ms(
-                length_ms, packed.time_range, packed.samples, self.settings.target_samples
+        if position.end_ms is not None:
+            end_ms = position.end_ms
+            lanes = [Lane(position, work.reader, self._bounds_of_lane(0), lambda: end_ms, length_ms)]
+        else:
+            lanes = [
+                Lane(
+                    position,
+                    work.reader,
+                    self._bounds_of_lane(self.settings.poll_interval_ms),
+                    self._settled_ms,
+                    length_ms,
+                )
+            ]
+            lanes += self._recheck_lane(work, lanes[0])
+        main = lanes[0]
+        self._tell = lambda: self._tell_trouble(work, main)
+        try:
+            while not main.position.ended and not self.stop.is_set():
+                self.telemetry.position_confirmed(main.position.position_ms)
+                ready = [lane for lane in lanes if lane.fill()]
+                if not ready:
+                    self.stop.wait(self._until_due_s(main.position))
+                    continue
+                self._publish_next(work, ready[0], main)
+        finally:
+            self._tell = None
+            for lane in lanes:
+                lane.abandon()
+
+    def _bounds_of_lane(self, shortest_ms: int) -> Bounds:
+        return Bounds(self.settings.target_samples, self.settings.max_in_flight_samples, shortest_ms)
+
+    def _recheck_lane(self, work: _Work, live: Lane) -> list[Lane]:
+        """Return the lane that reads live ranges once more, and end one that is not wanted any longer."""
+        settings, recheck_ms = self.settings, self.settings.recheck_ms
+        stored = read_positions(settings.cluster, settings.topics).values()
+        known = [p for p in jobs.parts_of(settings.command, stored) if jobs.is_recheck(p.job)]
+        going_on = next((p for p in known if not p.ended), None)
+        if recheck_ms is None:
+            if going_on is not None:
+                work.publisher.cancel(going_on)
+                log.info("recheck is given up: --recheck is not there any longer", extra={"job": going_on.job})
+            return []
+        if going_on is None:
+            # What was older when it was read first is settled.
+            start_ms = max(live.position.position_ms, self._settled_ms() - recheck_ms)
+            going_on = Position(
+                jobs.recheck_name(settings.command, len(known)),
+                start_ms,
+                None,
+                start_ms,
+                (0,) * live.position.partitions,
+                arguments=settings.arguments,
+                revision=1,
             )
-            due = self._due(packed.time_range.end_ms, position, length_ms)
-            reading = None if due is None else reader.start(due)
-            position = self._last = publisher.publish(packed, position)
-            self._report(packed, position, time.monotonic() - began)
-        return position
+            work.publisher.store([going_on])
+        live.rechecked_by = going_on
+
+        def until_ms() -> int:
+            return min(self._settled_ms() - recheck_ms, live.position.position_ms)
+
+        return [Lane(going_on, work.reader, self._bounds_of_lane(settings.poll_interval_ms), until_ms, live.length_ms)]
+
+    def _publish_next(self, work: _Work, lane: Lane, main: Lane) -> None:
+        """Publish the lane's oldest range, once it is read."""
+        began = time.monotonic()
+        while True:
+            try:
+                lane.oldest().exception(_LOOK_EVERY_S)
+                break
+            except NotReadyError:
+                if self.stop.is_set():
+                    return
+                self._tell_trouble(work, lane)
+        try:
+            packed = lane.take()
+        except SourceUnavailable:
+            if self.stop.is_set():
+                return
+            raise
+        if packed is None or self.stop.is_set():
+            # A range that was being read when the stop came may be cut short.
+            return
+        placed = work.placements.unwritten()
+        position = replace(lane.position, samples_per_s=self._rate(packed.samples))
+        committing = time.monotonic()
+        lane.position = work.publisher.publish(
+            packed, self._with_trouble(position), placed, lane.recheck_of(packed.time_range)
+        )
+        work.placements.written(placed)
+        seconds = time.monotonic() - committing
+        self.telemetry.range_published(
+            packed.time_range,
+            samples=packed.samples,
+            series=packed.series,
+            size_bytes=packed.size_bytes,
+            seconds=seconds,
+        )
+        if lane is main:
+            self._last = [lane.position if p.job == lane.position.job else p for p in self._last]
+        self._report(packed, lane.position, time.monotonic() - began)
+
+    def _tell_trouble(self, work: _Work, lane: Lane) -> None:
+        """Write an error that lasts to the job's position, where `status` finds it."""
+        if self._trouble is None or time.monotonic() < self._told_at_s + _TELL_EVERY_S:
+            return
+        lane.position = self._with_trouble(lane.position)
+        work.publisher.store([lane.position])
+
+    def _with_trouble(self, position: Position) -> Position:
+        """Return the position with the last error, if there is a new one."""
+        error, self._trouble = self._trouble, None
+        if error is None:
+            return position
+        self._told_at_s = time.monotonic()
+        return replace(position, last_error=str(error), last_error_ms=int(time.time() * 1000))
+
+    def _rate(self, samples: int) -> float:
+        """Return how many samples a second were published in the last minute."""
+        now_s = time.monotonic()
+        self._published.append((now_s, samples))
+        while self._published[0][0] < now_s - _RATE_OVER_S:
+            self._published.popleft()
+        began_s = self._published[0][0]
+        if len(self._published) < 2:
+            return 0.0
+        # What came first took time before the stretch that is measured.
+        return sum(n for _, n in list(self._published)[1:]) / max(now_s - began_s, 0.001)
 
     def _series_near(self, position: Position) -> int:
         """Count series where the job's next range may lie: at its beginning and at its end."""
-        now_ms = self.source.now_ms()
+        now_ms = self._now_ms()
         instants = {position.position_ms, min(position.end_ms or now_ms, now_ms)}
+        readings = self.settings.selection.readings
         try:
-            return max(self.source.count_series(self.settings.selector, at_ms) for at_ms in instants)
+            return max(sum(self.source.count_series(r.selector, at_ms) for r in readings) for at_ms in instants)
         except TooManySamples:
             # Too many to be counted at once: begin with the shortest range, the next ones adapt.
             return self.settings.target_samples
 
-    def _due(self, from_ms: int, position: Position, length_ms: int) -> TimeRange | None:
-        if position.end_ms is not None:
-            return schedule.due(from_ms, position.end_ms, length_ms)
-        settled_ms = floor_ms(self.source.now_ms() - self.settings.settle_ms, 1000)
-        if settled_ms - from_ms < self.settings.poll_interval_ms:
-            return None
-        return schedule.due(from_ms, settled_ms, length_ms)
-
     def _until_due_s(self, position: Position) -> float:
         """Return how long to wait; the backend's clock decides, ours only paces."""
-        settled_ms = self.source.now_ms() - self.settings.settle_ms
+        settled_ms = self._now_ms() - self.settings.settle_ms
         return max(position.position_ms + self.settings.poll_interval_ms - settled_ms, 100) / 1000
 
     def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:
@@ -324,91 +579,10 @@ class Poller:
         )
 
 
-class RangeReader:
-    """Reads whole ranges: all metrics, several requests at once, halved where the backend refuses."""
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one attempt works with."""
 
-    def __init__(self, settings: PollerSettings, source: Source, partitions: int, stop: threading.Event) -> None:
-        self._settings = settings
-        self._source = source
-        self._partitions = partitions
-        self._stop = stop
-        self._preset = presets.PRESETS[settings.preset]
-        self._catalogue = Catalogue(
-            partitions, self._preset.rewrite, lambda labels: service_of(labels["pod"]), source.metric_types()
-        )
-        self._throttle = Throttle(settings.max_samples_per_second, stop)
-        self._longest_ms: dict[str, int] = {}
-        self._with_histograms: set[str] = set()
-        self._without_pod = 0
-        self._requests = ThreadPoolExecutor(settings.concurrency, "request")
-        self._ranges = ThreadPoolExecutor(1, "range")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for pool in (self._ranges, self._requests):
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    def start(self, time_range: TimeRange) -> Future[PackedRange]:
-        """Begin to read a range; ranges are read one after the other."""
-        return self._ranges.submit(self.read, time_range)
-
-    def read(self, time_range: TimeRange) -> PackedRange:
-        """Fetch and pack one range.
-
-        Raises:
-            SourceError: the backend cannot give it.
-        """
-        self._catalogue.forget_if_large()
-        metrics = wanted_metrics(self._settings, self._source.metric_names(self._settings.selector, time_range))
-        fetched: list[FetchedSeries] = []
-        ways: set[str] = set()
-        for blocks in self._requests.map(lambda metric: list(self._fetch(metric, time_range)), metrics):
-            ways.update(block.source for block in blocks)
-            fetched += [
-                FetchedSeries(self._catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
-                for block in blocks
-            ]
-        if self._catalogue.without_pod > self._without_pod:
-            self._without_pod = self._catalogue.without_pod
-            log.warning("series without a pod label are left out", extra={"series": self._without_pod})
-        source = "+".join(sorted(ways)) or self._source.name
-        return pack(time_range, source, fetched, self._catalogue, self._partitions)
-
-    def _fetch(self, metric: str, time_range: TimeRange) -> Iterator[SeriesBlock]:
-        """Yield the metric's samples; where the backend refuses so many, of one half after the other."""
-        selector = self._settings.selector.with_matchers(*self._preset.matchers(metric))
-        if self._stop.is_set():
-            raise SourceUnavailable("stopped while reading")
-        if time_range.length_ms <= self._longest_ms.get(metric, time_range.length_ms):
-            try:
-                block = self._source.fetch(selector, metric, time_range)
-            except TooManySamples as error:
-                if time_range.length_ms <= _SHORTEST_SPLIT_MS:
-                    raise
-                log.info("query was too large; halving its range", extra={"metric": metric, "error": str(error)})
-                # The next ranges do not ask again for what was refused now.
-                self._longest_ms[metric] = time_range.length_ms // 2
-            else:
-                self._note_histograms(metric, block)
-                self._throttle.spend(block.samples)
-                yield block
-                return
-        for half in time_range.halves():
-            yield from self._fetch(metric, half)
-
-    def _note_histograms(self, metric: str, block: SeriesBlock) -> None:
-        if block.histograms and metric not in self._with_histograms:
-            self._with_histograms.add(metric)
-            log.warning("native histograms are not supported; their samples are left out", extra={"metric": metric})
-
-
-def wanted_metrics(settings: PollerSettings, names: list[str]) -> list[str]:
-    """Return the metrics that ``--include`` and ``--exclude`` leave; both match whole names."""
-    include, exclude = ([re.compile(p) for p in patterns] for patterns in (settings.include, settings.exclude))
-    return [
-        name
-        for name in names
-        if (not include or any(p.fullmatch(name) for p in include)) and not any(p.fullmatch(name) for p in exclude)
-    ]
+    publisher: Publisher
+    placements: Placements
+    reader: RangeReader

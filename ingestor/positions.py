@@ -8,12 +8,15 @@ from typing import Any
 
 import orjson
 
+from ingestor.core.chunk import Refused
 from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, latest_by_key
 
 LIVE_JOB = "live"
+
+_NAMED_AT_MOST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +34,30 @@ class Position:
     ended: bool = False
     samples: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
+    revision: int = 0
+    incomplete: tuple[str, ...] = ()
+    """Metrics that the backend refused samples of for good; a hundred at most."""
+    updated_ms: int = 0
+    """The poller's clock when this was written; for people, not for the data path."""
+    samples_per_s: float = 0.0
+    last_error: str = ""
+    last_error_ms: int = 0
 
     @property
     def partitions(self) -> int:
         return len(self.sequences)
 
-    def moved(self, time_range: TimeRange, samples: int, chunks: list[int]) -> Position:
+    @property
+    def claimed(self) -> TimeRange | None:
+        """The time that is this job's: what it has read, and what it will."""
+        end_ms = self.position_ms if self.ended else self.end_ms
+        if end_ms is not None and end_ms <= self.start_ms:
+            return None
+        return TimeRange(self.start_ms, _FOREVER_MS if end_ms is None else end_ms)
+
+    def moved(
+        self, time_range: TimeRange, samples: int, chunks: list[int], incomplete: tuple[Refused, ...] = ()
+    ) -> Position:
         """Return the position behind *time_range*, of which each partition got so many chunks.
 
         A marker follows them, and behind the last range's marker that of the job's end.
@@ -44,12 +65,14 @@ class Position:
         ended = self.end_ms is not None and time_range.end_ms >= self.end_ms
         markers = 2 if ended else 1
         sequences = tuple(n + more + markers for n, more in zip(self.sequences, chunks, strict=True))
+        named = sorted({*self.incomplete, *(refused.metric for refused in incomplete)})
         return replace(
             self,
             position_ms=time_range.end_ms,
             sequences=sequences,
             samples=self.samples + samples,
             ended=ended,
+            incomplete=tuple(named[:_NAMED_AT_MOST]),
         )
 
     def cancelled(self) -> Position:
@@ -68,9 +91,13 @@ class Position:
         """
         try:
             fields = orjson.loads(value)
-            return cls(**{**fields, "sequences": tuple(fields["sequences"])})
+            tuples = {name: tuple(fields.get(name, ())) for name in ("sequences", "incomplete")}
+            return cls(**fields | tuples)
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise MalformedMessage(f"not a position: {error!r}") from error
+
+
+_FOREVER_MS = 2**62
 
 
 def job_name(arguments: dict[str, Any]) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Self
 
 from confluent_kafka import KafkaException, Producer
 
 from ingestor.core import wire
+from ingestor.core.chunk import Header, Refused
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.core.time_range import TimeRange
-from ingestor.core.topics import Topics
+from ingestor.core.topics import Topics, message_key
 from ingestor.kafka import Cluster, client_config, failure
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
+from ingestor.workloads import Pod
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
@@ -25,21 +29,21 @@ _REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED"}
 
 
 class Publisher:
-    """The writing side of one job.
+    """The writing side of one command, whose jobs come one after the other.
 
     Args:
         cluster: where to write.
         topics: where to write.
-        job: names the transactional id: a second poller of the job fences this one.
+        command: names the transactional id: a second poller of the command's jobs fences this one.
     """
 
-    def __init__(self, cluster: Cluster, topics: Topics, job: str) -> None:
+    def __init__(self, cluster: Cluster, topics: Topics, command: str) -> None:
         self._topics = topics
-        self._job = job
+        self._command = command
         self._producer = Producer(
             {
                 **client_config(cluster),
-                "transactional.id": f"{topics.prefix}.poller.{job}",
+                "transactional.id": f"{topics.prefix}.poller.{command}",
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
                 "linger.ms": 5,
                 "message.max.bytes": MAX_MESSAGE_BYTES,
@@ -66,28 +70,53 @@ class Publisher:
         # Every publish has ended its transaction, or has failed: nothing waits that anyone still wants sent.
         self._producer.purge()
 
-    def publish(self, packed: PackedRange, position: Position) -> Position:
+    def publish(
+        self, packed: PackedRange, position: Position, placed: Mapping[Pod, str] | None = None, recheck: str = ""
+    ) -> Position:
         """Write one range, and with the last one the job's end; return the new position.
+
+        Args:
+            packed: the range.
+            position: of its job, before it.
+            placed: the services of pods that were seen for the first time.
+            recheck: the job that will read the range once more.
 
         Raises:
             Fenced: another poller of this job has taken over.
             PublishError: the range was not committed; start again from the stored position.
         """
-        moved = position.moved(packed.time_range, packed.samples, [len(chunks) for chunks in packed.partitions])
+        chunks = [len(values) for values in packed.partitions]
+        moved = _stamped(position.moved(packed.time_range, packed.samples, chunks, packed.incomplete))
 
         def write() -> None:
-            for partition, chunks in enumerate(packed.partitions):
-                messages = [("chunk", packed.time_range, value) for value in chunks]
+            for partition, values in enumerate(packed.partitions):
+                messages = [("chunk", packed.time_range, value) for value in values]
                 messages.append(("marker", packed.time_range, b""))
                 if moved.ended:
                     messages.append(("end", TimeRange(position.start_ms, packed.time_range.end_ms), b""))
                 for sequence, (kind, time_range, value) in enumerate(messages, position.sequences[partition]):
-                    headers = wire.headers(kind, position.job, time_range, sequence, packed.source)
-                    self._producer.produce(self._topics.range_chunks, value, None, partition, headers=dict(headers))
-            self._producer.produce(self._topics.positions, moved.to_json(), position.job.encode(), 0)
+                    header = Header(position.job, time_range, sequence, packed.source, position.revision, recheck)
+                    self._send(partition, kind, header, value, packed.incomplete if kind == "marker" else ())
+            for pod, service in (placed or {}).items():
+                self._producer.produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
+            self._store(moved)
 
         self._in_transaction(write)
         return moved
+
+    def store(self, positions: Iterable[Position]) -> None:
+        """Write positions alone: of jobs that begin, or that have something to say.
+
+        Raises:
+            Fenced: another poller of this job has taken over.
+            PublishError: nothing was written.
+        """
+
+        def write() -> None:
+            for position in positions:
+                self._store(_stamped(position))
+
+        self._in_transaction(write)
 
     def cancel(self, position: Position) -> Position:
         """End a job that will never go on where it stands; return its last position.
@@ -96,17 +125,25 @@ class Publisher:
             Fenced: another poller of this job has taken over.
             PublishError: nothing was written.
         """
-        ended = position.cancelled()
+        ended = _stamped(position.cancelled())
 
         def write() -> None:
-            whole_job = TimeRange(position.start_ms, position.position_ms)
+            # A job that never began has no time: its end is all that there is of it.
+            whole_job = TimeRange(position.start_ms, max(position.position_ms, position.start_ms + 1))
             for partition, sequence in enumerate(position.sequences):
-                headers = wire.headers("end", position.job, whole_job, sequence, "cancel")
-                self._producer.produce(self._topics.range_chunks, b"", None, partition, headers=dict(headers))
-            self._producer.produce(self._topics.positions, ended.to_json(), position.job.encode(), 0)
+                header = Header(position.job, whole_job, sequence, "cancel", position.revision)
+                self._send(partition, "end", header, b"", ())
+            self._store(ended)
 
         self._in_transaction(write)
         return ended
+
+    def _send(self, partition: int, kind: str, header: Header, value: bytes, incomplete: Sequence[Refused]) -> None:
+        headers = wire.headers(kind, header, incomplete)
+        self._producer.produce(self._topics.range_chunks, value, None, partition, headers=list(headers))
+
+    def _store(self, position: Position) -> None:
+        self._producer.produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
 
     def _in_transaction(self, write: Callable[[], None]) -> None:
         try:
@@ -117,9 +154,13 @@ class Publisher:
             cause = error.args[0] if isinstance(error, KafkaException) else None
             if cause is not None and cause.name() in _REPLACED:
                 raise Fenced(
-                    f"another poller of the job {self._job} has taken over, or this one stood still for more than "
+                    f"another poller of {self._command} has taken over, or this one stood still for more than "
                     f"{_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job, and start it again if it is this one"
                 ) from error
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error
             raise PublishError(f"a range was not committed: {error}") from error
+
+
+def _stamped(position: Position) -> Position:
+    return replace(position, updated_ms=int(time.time() * 1000))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 _METRIC_NAME = "__name__"
@@ -16,6 +17,7 @@ _QUOTED = re.compile(r""""((?:[^"\\\n]|\\.)*)"|'((?:[^'\\\n]|\\.)*)'|`([^`]*)`""
 
 # The escapes of Go's string literals, which are PromQL's.
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|[0-7]{3}|.)", re.DOTALL)
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$]")
 _SHORT_ESCAPES = dict(zip("abfnrtv\\'\"", b"\a\b\f\n\r\t\v\\'\"", strict=True))
 
 
@@ -64,6 +66,21 @@ class Selector:
 
     def __str__(self) -> str:
         return "{" + ",".join(map(str, self.matchers)) + "}"
+
+
+def halves_by_series(selector: Selector, label_sets: Sequence[Mapping[str, str]]) -> tuple[Selector, Selector] | None:
+    """Return two selectors that together find what *selector* finds, and nothing twice, each about half of the series.
+
+    They are told apart by the label with the most values among *label_sets*; None where all of those are alike.
+    """
+    names = sorted({name for labels in label_sets for name in labels} - {_METRIC_NAME})
+    values = {name: sorted({labels.get(name, "") for labels in label_sets}) for name in names}
+    name = max(names, key=lambda name: len(values[name]), default="")
+    if not name or len(values[name]) < 2:
+        return None
+    first = "|".join(_SPECIAL.sub(r"\\\g<0>", value) for value in values[name][: len(values[name]) // 2])
+    inside, outside = (Matcher(name, op, first) for op in ("=~", "!~"))
+    return Selector((*selector.matchers, inside)), Selector((*selector.matchers, outside))
 
 
 class _Reader:

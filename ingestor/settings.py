@@ -46,6 +46,10 @@ class Pairs(click.ParamType):
         raise NotImplementedError
 
 
+class Document(click.ParamType):
+    """The type of a flag that names a YAML file, and of which a file of settings may hold the content itself."""
+
+
 class Command(click.Command):
     """A command whose environment variables are named after its flags, and which refuses all faults in one message."""
 

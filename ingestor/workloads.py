@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
 _DECIMAL_SPELT_SAFE = "[4-9bcdf]"
@@ -42,6 +43,13 @@ _RULES = tuple(
         f"{_WAS_CUT}{_NAME}{_SUFFIX}",
     )
 )
+
+
+class Pod(NamedTuple):
+    """What names a pod."""
+
+    namespace: str
+    name: str
 
 
 def service_of(pod: str) -> str:

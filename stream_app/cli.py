@@ -231,7 +231,7 @@ def _poller_arguments(flags: dict[str, Any]) -> list[str]:
     """Write the poller's share of the flags as its command line has them."""
     arguments = [
         *("--url", flags["url"], "--start", flags["start"], "--end", flags["end"]),
-        *("--align", str(flags["chunk_size"]), "--match", str(flags["selector"]), "--preset", flags["preset"]),
+        *("--align", str(flags["chunk_size"]), "--preset", flags["preset"]),
         *("--source", flags["source"]),
         *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
         *("--request-timeout", f"{flags['timeout_ms']}ms", "--range-samples", str(flags["range_samples"])),

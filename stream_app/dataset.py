@@ -233,7 +233,7 @@ class _Parts:
     def delete_topics(self, admin: Any) -> None:
         """Delete the topics that were made for this dataset alone."""
         topics = self._view.topics
-        names = [topics.range_chunks, topics.positions, topics.pods, topics.services]
+        names = [topics.range_chunks, topics.positions, topics.workloads, topics.pods, topics.services]
         for name, future in admin.delete_topics(names).items():
             try:
                 future.result()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import orjson
 
+from ingestor.core.chunk import Int64Array, Refused
 from ingestor.core.durations import ChunkSize
 from stream_app.records import RECORD_VERSION, record_key
 from stream_app.windows import Closed
@@ -18,29 +20,57 @@ _INFINITIES = {float("inf"): "+Inf", float("-inf"): "-Inf"}
 
 @dataclass(frozen=True, slots=True)
 class RecordContext:
-    """What all records of an emission share; windows outside [whole_from, whole_to) are partial."""
+    """What all records of an emission share."""
 
     job: str
     chunk_size: ChunkSize
     method: str
     whole_from_ms: int
     whole_to_ms: int
+    revision: int = 0
+    incomplete: Sequence[Refused] = ()
+
+    def is_partial(self, start_ms: int, end_ms: int) -> bool:
+        """Tell whether the job has read only a part of a window."""
+        return start_ms < self.whole_from_ms or end_ms > self.whole_to_ms
+
+    def missing(self, start_ms: int, end_ms: int) -> list[str]:
+        """Name the metrics of which the backend refused samples of a window."""
+        return sorted({r.metric for r in self.incomplete if r.start_ms < end_ms and start_ms < r.end_ms})
+
+
+def record_starts(cells: Closed, first: int, last: int) -> Int64Array:
+    """Return where each record of ``cells[first:last]`` begins, counted from *first*."""
+    window_ms, group = cells.window_ms[first:last], cells.group[first:last]
+    begins = np.ones(last - first, bool)
+    begins[1:] = (group[1:] != group[:-1]) | (window_ms[1:] != window_ms[:-1])
+    starts: Int64Array = np.flatnonzero(begins)
+    return starts
+
+
+def record_results(cells: Closed, first: int, last: int) -> list[int]:
+    """Return a hash for each record of ``cells[first:last]``: equal if metrics, values and samples are equal."""
+    bounds = [*record_starts(cells, first, last).tolist(), last - first]
+    names = np.array(cells.metrics, object)[cells.metric[first:last]].tolist()
+    values, samples = cells.value[first:last], cells.samples[first:last]
+    return [
+        hash((tuple(names[at:to]), values[at:to].tobytes(), samples[at:to].tobytes())) for at, to in pairwise(bounds)
+    ]
 
 
 def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> Iterator[tuple[bytes, bytes]]:
-    """Yield key and value of one message a (window, group) of ``cells[first:last]``, which begin and end with one.
+    """Yield one message a (window, group) of ``cells[first:last]``, which begin and end with one.
 
     Values are JSON as documented in DESIGN.md: NaN is null, infinities are "+Inf" and "-Inf".
     """
     if first == last:
         return
-    window_ms, group = cells.window_ms[first:last], cells.group[first:last]
-    changed = np.flatnonzero((group[1:] != group[:-1]) | (window_ms[1:] != window_ms[:-1])) + 1
-    starts = np.concatenate(([0], changed))
+    window_ms, group, value = cells.window_ms[first:last], cells.group[first:last], cells.value[first:last]
+    starts = record_starts(cells, first, last)
     bounds = [*starts.tolist(), last - first]
     names = np.array(cells.metrics, object)[cells.metric[first:last]].tolist()
-    values: list[Any] = cells.value[first:last].tolist()
-    if np.isinf(cells.value[first:last]).any():
+    values: list[Any] = value.tolist()
+    if np.isinf(value).any():
         values = [_INFINITIES.get(value, value) for value in values]
     samples = np.add.reduceat(cells.samples[first:last], starts).tolist()
     edges = context.chunk_size.edges_ms(int(window_ms[0]), int(window_ms[-1]) + 1)
@@ -59,12 +89,14 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
             "chunk_size": chunk_size,
             "method": method,
             "job": job,
-            "revision": 0,
-            "partial": start_ms < context.whole_from_ms or end_ms > context.whole_to_ms,
+            "revision": context.revision,
+            "partial": context.is_partial(start_ms, end_ms),
             "version": RECORD_VERSION,
             "samples": samples[i],
             "metrics": dict(zip(names[at:to], values[at:to], strict=True)),
         }
         if who.pod is None:
             del record["pod"]
+        if context.incomplete and (missing := context.missing(start_ms, end_ms)):
+            record["incomplete"] = missing
         yield record_key(who.namespace, who.pod, who.service), orjson.dumps(record)

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
 
-from ingestor.core.chunk import Marker, RangeChunk
+from ingestor.core.chunk import Header, Marker, RangeChunk, Refused
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
-from stream_app.encoding import RecordContext, encode_records
+from stream_app.encoding import RecordContext, encode_records, record_results, record_starts
+from stream_app.records import record_key
 from stream_app.windows import Closed, GroupBy, GroupWindows, Method, OverTime, runs_of
 
 log = logging.getLogger(__name__)
@@ -95,10 +97,32 @@ class _Job:
     """Windows that start earlier are cut: by the job's start, or by a hole."""
     covered_to_ms: int
     emitted_to_ms: int
+    closed_to_ms: int
+    """Below *emitted_to_ms* only after a restart: windows between are counted again, to be compared with a recheck."""
     windows: list[GroupWindows]
     pending: deque[tuple[int, int]] = field(default_factory=deque)
     """(offset, range end) of the messages that a restart may need, oldest first."""
     next_sequence: int | None = None
+    revision: int = 0
+    recheck: str = ""
+    """The job that reads the same ranges later, once more."""
+    rechecked_to_ms: int = _FOREVER_MS
+    results: dict[tuple[str, bytes, int], int] = field(default_factory=dict)
+    """What was emitted from *rechecked_to_ms* on: (topic, key, window) to a hash of the result."""
+    incomplete: list[Refused] = field(default_factory=list)
+
+    @property
+    def needed_from_ms(self) -> int:
+        """A restart needs no message of a range that ends before."""
+        return min(self.emitted_to_ms, self.rechecked_to_ms)
+
+    def forget(self) -> None:
+        """Let go of what no restart and no recheck needs any more."""
+        while self.pending and self.pending[0][1] <= self.needed_from_ms:
+            self.pending.popleft()
+        self.incomplete = [refused for refused in self.incomplete if refused.end_ms > self.emitted_to_ms]
+        if self.results:
+            self.results = {key: result for key, result in self.results.items() if key[2] >= self.rechecked_to_ms}
 
 
 class Pipeline:
@@ -136,78 +160,108 @@ class Pipeline:
 
     def feed(self, offset: int, message: RangeChunk | Marker) -> list[Emission]:
         """Take in the next message; return what it allows to emit, in order."""
-        if message.job in self._ended:
+        header = message.header
+        if header.job in self._ended:
             self._next_offset = offset + 1
             return []
-        job = self._jobs.get(message.job)
+        job = self._jobs.get(header.job)
         if job is None:
-            job = self._jobs[message.job] = self._begin(message)
-        if not self._is_next(job, message):
+            job = self._jobs[header.job] = self._begin(header)
+        job.revision = header.revision
+        if header.recheck != job.recheck:
+            self._expect_recheck(job, header)
+        if not self._is_next(job, header):
             self._next_offset = offset + 1
             return []
         if isinstance(message, RangeChunk):
             runs = runs_of(message.series, self._view.chunk_size)
             for windows in job.windows:
-                windows.add(message.series, runs, job.emitted_to_ms)
+                windows.add(message.series, runs, job.closed_to_ms)
         ends_job = isinstance(message, Marker) and message.ends_job
-        job.pending.append((offset, _FOREVER_MS if ends_job else message.time_range.end_ms))
+        job.pending.append((offset, _FOREVER_MS if ends_job else header.time_range.end_ms))
         self._next_offset = offset + 1
         return self._advance(job, message) if isinstance(message, Marker) else []
 
     def _new_job(self, start_ms: int) -> _Job:
-        view = self._view
+        view, first_ms = self._view, self._view.chunk_size.floor_ms(start_ms)
         windows = [GroupWindows(group_by, view.method, view.over_time) for group_by in view.group_by]
-        return _Job(start_ms, start_ms, view.chunk_size.floor_ms(start_ms), windows)
+        return _Job(start_ms, start_ms, first_ms, first_ms, windows)
 
-    def _begin(self, message: RangeChunk | Marker) -> _Job:
+    def _begin(self, header: Header) -> _Job:
         """Begin a job that no commit knows: at its own start, or where retention has left its rest."""
-        job = self._new_job(message.time_range.start_ms)
-        if message.sequence > 0:
+        job = self._new_job(header.time_range.start_ms)
+        if header.sequence > 0:
             # What came before in this range may be gone, so only what follows the range is surely whole.
-            job.whole_from_ms = message.time_range.end_ms
+            job.whole_from_ms = header.time_range.end_ms
         return job
 
+    def _expect_recheck(self, job: _Job, header: Header) -> None:
+        """From this range on *job* is read once more by another job, or no longer."""
+        job.recheck = header.recheck
+        if not job.recheck:
+            job.rechecked_to_ms = _FOREVER_MS
+        elif job.recheck in self._ended:
+            log.error("a job names a recheck that has ended", extra={"job": header.job, "recheck": job.recheck})
+            job.rechecked_to_ms = _FOREVER_MS
+        else:
+            known = self._jobs.get(job.recheck)
+            from_ms = self._view.chunk_size.floor_ms(header.time_range.start_ms)
+            job.rechecked_to_ms = known.emitted_to_ms if known else from_ms
+        if job.next_sequence is None and job.needed_from_ms < job.closed_to_ms:
+            # After a restart: what was emitted and not yet rechecked is counted again.
+            job.closed_to_ms = job.needed_from_ms
+            job.covered_to_ms = max(job.whole_from_ms, job.closed_to_ms)
+
     @staticmethod
-    def _is_next(job: _Job, message: RangeChunk | Marker) -> bool:
+    def _is_next(job: _Job, header: Header) -> bool:
         """Tell whether the message is to be taken in: not when it repeats an earlier one."""
-        expected, job_and_sequence = job.next_sequence, {"job": message.job, "sequence": message.sequence}
-        if expected is not None and message.sequence < expected:
+        expected, job_and_sequence = job.next_sequence, {"job": header.job, "sequence": header.sequence}
+        if expected is not None and header.sequence < expected:
             log.error("a message came twice; it is left out", extra={**job_and_sequence, "expected": expected})
             return False
-        if expected is not None and message.sequence > expected:
+        if expected is not None and header.sequence > expected:
             log.error(
                 "messages of a range are missing; its windows are marked partial",
                 extra={**job_and_sequence, "expected": expected},
             )
-            job.whole_from_ms = max(job.whole_from_ms, message.time_range.end_ms)
-        job.next_sequence = message.sequence + 1
+            job.whole_from_ms = max(job.whole_from_ms, header.time_range.end_ms)
+        job.next_sequence = header.sequence + 1
         return True
 
     def _advance(self, job: _Job, marker: Marker) -> list[Emission]:
+        name, time_range = marker.header.job, marker.header.time_range
         if marker.ends_job:
-            return self._emit(marker.job, job, _FOREVER_MS)
-        if marker.time_range.start_ms > job.covered_to_ms:
+            return self._emit(name, job, _FOREVER_MS)
+        if time_range.start_ms > job.covered_to_ms:
             log.error(
                 "a stretch of time is missing; the windows that it cuts are marked partial",
-                extra={"job": marker.job, "start": job.covered_to_ms, "end": marker.time_range.start_ms},
+                extra={"job": name, "start": job.covered_to_ms, "end": time_range.start_ms},
             )
-            job.whole_from_ms = max(job.whole_from_ms, marker.time_range.start_ms)
-        job.covered_to_ms = max(job.covered_to_ms, marker.time_range.end_ms)
+            job.whole_from_ms = max(job.whole_from_ms, time_range.start_ms)
+        job.covered_to_ms = max(job.covered_to_ms, time_range.end_ms)
+        job.incomplete += marker.incomplete
         closed_to_ms = self._view.chunk_size.floor_ms(job.covered_to_ms)
-        return self._emit(marker.job, job, closed_to_ms) if closed_to_ms > job.emitted_to_ms else []
+        return self._emit(name, job, closed_to_ms) if closed_to_ms > job.closed_to_ms else []
 
     def _emit(self, name: str, job: _Job, before_ms: int) -> list[Emission]:
         closed = [windows.close(before_ms) for windows in job.windows]
-        cuts = _cuts([c for c in closed if c is not None], before_ms)
+        self._remember(job, closed)
+        job.closed_to_ms = before_ms
+        if before_ms <= job.emitted_to_ms:
+            return []
+        cuts = _cuts([c for c in closed if c is not None], job.emitted_to_ms, before_ms)
         emissions = []
-        for start_ms, end_ms in zip([-_FOREVER_MS, *cuts[:-1]], cuts, strict=True):
+        for start_ms, end_ms in zip([job.emitted_to_ms, *cuts[:-1]], cuts, strict=True):
             outputs: list[Output] = []
             for group_by, cells in zip(self._view.group_by, closed, strict=True):
                 if cells is not None:
                     outputs += self._outputs(name, job, group_by, cells, start_ms, end_ms)
             job.emitted_to_ms = end_ms
-            while job.pending and job.pending[0][1] <= end_ms:
-                job.pending.popleft()
+            for other in self._jobs.values():
+                if other.recheck == name:
+                    other.rechecked_to_ms = end_ms
+                    other.forget()
+            job.forget()
             # Not sooner: a crash between two emissions must find the job as open as it still is.
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
@@ -215,19 +269,57 @@ class Pipeline:
             emissions.append(self._emission(outputs, final=ended))
         return emissions
 
+    def _remember(self, job: _Job, closed: list[Closed | None]) -> None:
+        """Keep the results of windows that will be rechecked."""
+        if not job.recheck:
+            return
+        for group_by, cells in zip(self._view.group_by, closed, strict=True):
+            if cells is not None:
+                whole = 0, len(cells.window_ms)
+                job.results.update(
+                    zip(self._identities(group_by, cells, *whole), record_results(cells, *whole), strict=True)
+                )
+        job.forget()
+
+    def _identities(self, group_by: GroupBy, cells: Closed, first: int, last: int) -> list[tuple[str, bytes, int]]:
+        """Return what names each record of ``cells[first:last]``."""
+        starts = first + record_starts(cells, first, last)
+        topic, groups = self._view.topics.sink(group_by), (cells.groups[i] for i in cells.group[starts].tolist())
+        return [
+            (topic, record_key(who.namespace, who.pod, who.service), window_ms)
+            for who, window_ms in zip(groups, cells.window_ms[starts].tolist(), strict=True)
+        ]
+
     def _outputs(
         self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int
     ) -> list[Output]:
-        first, last = np.searchsorted(cells.window_ms, [start_ms, end_ms])
+        first, last = map(int, np.searchsorted(cells.window_ms, [start_ms, end_ms]))
         context = RecordContext(
             job=name,
             chunk_size=self._view.chunk_size,
             method=self._view.method_name,
             whole_from_ms=job.whole_from_ms,
             whole_to_ms=job.covered_to_ms,
+            revision=job.revision,
+            incomplete=job.incomplete,
         )
         topic = self._view.topics.sink(group_by)
-        return [Output(topic, key, value) for key, value in encode_records(cells, int(first), int(last), context)]
+        outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
+        rechecked = next((other for other in self._jobs.values() if other.recheck == name), None)
+        if rechecked is None:
+            return outputs
+        changed = self._changed(rechecked, group_by, cells, first, last, context)
+        return [output for output, is_changed in zip(outputs, changed, strict=True) if is_changed]
+
+    def _changed(
+        self, rechecked: _Job, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
+    ) -> Iterator[bool]:
+        """Tell of each record whether it says something new; a window that is seen in part says nothing new."""
+        results = record_results(cells, first, last)
+        for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True):
+            window_ms = identity[2]
+            is_whole = not context.is_partial(*self._view.chunk_size.edges_ms(window_ms, window_ms + 1).tolist())
+            yield is_whole and rechecked.results.get(identity) != result
 
     def _emission(self, outputs: list[Output], *, final: bool) -> Emission:
         low = self.low
@@ -260,22 +352,16 @@ class Pipeline:
         self._ended = state["ended"]
         for name, (whole_from_ms, emitted_to_ms) in state["jobs"].items():
             job = self._jobs[name] = self._new_job(whole_from_ms)
-            job.emitted_to_ms = emitted_to_ms
+            job.emitted_to_ms = job.closed_to_ms = emitted_to_ms
             # What a restart does not see again ended before emitted_to_ms: coverage begins there.
             job.covered_to_ms = max(whole_from_ms, emitted_to_ms)
 
 
-def _cuts(closed: list[Closed], before_ms: int) -> list[int]:
+def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:
     """Return where emissions end: at window starts about EMISSION_RECORDS apart, and *before_ms* at last."""
     if not closed:
         return [before_ms]
-    windows = np.sort(np.concatenate([_record_windows(cells) for cells in closed]))
+    windows = np.sort(np.concatenate([c.window_ms[record_starts(c, 0, len(c.window_ms))] for c in closed]))
+    windows = windows[windows >= from_ms]
     cuts = np.unique(windows[EMISSION_RECORDS::EMISSION_RECORDS])
-    return [*cuts[cuts > windows[0]].tolist(), before_ms]
-
-
-def _record_windows(cells: Closed) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """Return the window of each record of *cells*."""
-    first = np.ones(len(cells.window_ms), bool)
-    first[1:] = (cells.group[1:] != cells.group[:-1]) | (cells.window_ms[1:] != cells.window_ms[:-1])
-    return cells.window_ms[first]
+    return [*cuts[cuts > windows[:1]].tolist(), before_ms]

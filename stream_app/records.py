@@ -49,6 +49,8 @@ class Record:
     partial: bool
     samples: int
     metrics: dict[str, float]
+    incomplete: tuple[str, ...] = ()
+    """Metrics of which the backend refused samples of the window."""
 
 
 def record_key(namespace: str, pod: str | None, service: str) -> bytes:
@@ -85,6 +87,7 @@ def decode_record(value: bytes | None) -> Record:
             partial=fields["partial"],
             samples=fields["samples"],
             metrics=_numbers(fields["metrics"]),
+            incomplete=tuple(map(str, fields.get("incomplete", ()))),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise MalformedMessage(f"not a record: {error!r}") from error

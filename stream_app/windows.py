@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from ingestor.core.chunk import SeriesColumns, UInt64Array
@@ -272,7 +273,7 @@ class GroupWindows:
 
     def add(self, series: SeriesColumns, runs: Runs, not_before_ms: int) -> None:
         """Add the samples of *series* whose windows start at *not_before_ms* or later."""
-        keep = np.flatnonzero(runs.window_ms >= not_before_ms)
+        keep = np.flatnonzero((runs.window_ms >= not_before_ms) & _has_pod(series)[runs.row])
         if not len(keep):
             return
         row = runs.row[keep]
@@ -375,6 +376,13 @@ class GroupWindows:
         if len(self._groups.names) > 2 * len(used) + 1000:
             renumbered = self._groups.keep(used)
             self._cells = [_Cells(cells.window_ms, renumbered[cells.group], cells.metric, cells.samples)]
+
+
+def _has_pod(series: SeriesColumns) -> npt.NDArray[np.bool_]:
+    """Return which rows are of a pod: a poller may be told to read nodes and the control plane too."""
+    without = series.pod.dictionary.index(pa.scalar("")).as_py()
+    has_pod: npt.NDArray[np.bool_] = series.pod.indices.to_numpy() != without
+    return has_pod
 
 
 def _cell_starts(cells: _Cells) -> Int64Array:

@@ -5,8 +5,9 @@ import orjson
 import pandas as pd
 
 from ingestor import packing, presets
-from ingestor.catalogue import Catalogue
+from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
+from ingestor.core.chunk import Header
 from ingestor.core.time_range import TimeRange
 from ingestor.workloads import service_of
 
@@ -14,7 +15,7 @@ PARTITIONS = 4
 
 
 def catalogue(partitions: int = PARTITIONS) -> Catalogue:
-    return Catalogue(partitions, presets.PRESETS["none"].rewrite, lambda labels: service_of(labels["pod"]), {})
+    return Catalogue(partitions, Meaning(presets.PRESETS["none"].rewrite), {})
 
 
 def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
@@ -27,15 +28,17 @@ def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
         part = found.sort_values("timestamp")
         rows.append((orjson.dumps(labels), part["timestamp"].to_numpy(np.int64), part["value"].to_numpy(float)))
     lengths = [0, *(len(stamps) for _, stamps, _ in rows)]
+    ids = known.ids([label_set for label_set, _, _ in rows])
+    known.place({pod: service_of(pod.name) for pod in known.unplaced()})
     return packing.FetchedSeries(
-        known.ids([label_set for label_set, _, _ in rows]),
+        ids,
         np.cumsum(lengths),
         np.concatenate([stamps for _, stamps, _ in rows]) if rows else np.empty(0, np.int64),
         np.concatenate([values for _, _, values in rows]) if rows else np.empty(0),
     )
 
 
-def messages(samples: pd.DataFrame, ranges: list[TimeRange], job: str = "job", *, ends: bool = True):
+def messages(samples: pd.DataFrame, ranges: list[TimeRange], job: str = "job", *, ends: bool = True, **header):
     """Return each partition's stream of a whole job: a list of (headers, value), in order."""
     known = catalogue()
     streams: list[list] = [[] for _ in range(PARTITIONS)]
@@ -44,9 +47,9 @@ def messages(samples: pd.DataFrame, ranges: list[TimeRange], job: str = "job", *
         packed = packing.pack(time_range, "test", [fetched(samples[inside], known)], known, PARTITIONS)
         for stream, chunks in zip(streams, packed.partitions, strict=True):
             for kind, value in [*(("chunk", value) for value in chunks), ("marker", b"")]:
-                stream.append((wire.headers(kind, job, time_range, len(stream), "test"), value))
+                stream.append((wire.headers(kind, Header(job, time_range, len(stream), "test", **header)), value))
     if ends:
         whole = TimeRange(ranges[0].start_ms, ranges[-1].end_ms)
         for stream in streams:
-            stream.append((wire.headers("end", job, whole, len(stream), "test"), b""))
+            stream.append((wire.headers("end", Header(job, whole, len(stream), "test", **header)), b""))
     return streams

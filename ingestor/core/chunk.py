@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -46,25 +47,42 @@ class SeriesColumns:
         return int(self.offsets[-1] - self.offsets[0])
 
 
+class Refused(NamedTuple):
+    """Samples of *metric* in [start_ms, end_ms) that the backend refused for good."""
+
+    metric: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What every message of a job says of itself."""
+
+    job: str
+    time_range: TimeRange
+    sequence: int
+    """Per job and partition, without holes."""
+    source: str
+    revision: int = 0
+    """Higher ones replace what lower ones have said of the same time."""
+    recheck: str = ""
+    """The job that will read this range once more; empty: none will."""
+
+
 @dataclass(frozen=True, slots=True)
 class RangeChunk:
     """The samples of the pods of one partition in one range."""
 
-    job: str
-    time_range: TimeRange
-    revision: int
-    sequence: int
-    source: str
+    header: Header
     series: SeriesColumns
 
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """All of *time_range* of *job* is now published in this partition; with *ends_job*, all of the job."""
+    """All of the header's range is now published in this partition; with *ends_job*, all of the job."""
 
-    job: str
-    time_range: TimeRange
-    revision: int
-    sequence: int
-    source: str
+    header: Header
     ends_job: bool
+    incomplete: tuple[Refused, ...] = ()
+    """What is missing all the same."""

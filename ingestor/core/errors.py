@@ -38,6 +38,10 @@ class TooManySamples(SourceError):
     """The backend refuses the query for its size or duration: ask for less at once."""
 
 
+class TooManySeries(TooManySamples):
+    """The backend refuses the query for the number of its series: a shorter range would not help."""
+
+
 class PublishError(IngestorError):
     """Kafka did not take the data; the transaction was not committed."""
 

@@ -25,6 +25,10 @@ class Topics:
         return f"{self.prefix}.positions"
 
     @property
+    def workloads(self) -> str:
+        return f"{self.prefix}.workloads"
+
+    @property
     def pods(self) -> str:
         return f"{self.prefix}.pods"
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 import pyarrow as pa
 
-from ingestor.core.chunk import Int64Array, Marker, RangeChunk, SeriesColumns
+from ingestor.core.chunk import Header, Int64Array, Marker, RangeChunk, Refused, SeriesColumns
 from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 
@@ -97,22 +98,28 @@ def decode_series(value: bytes) -> SeriesColumns:
         raise MalformedMessage(f"a range chunk cannot be read: {error}") from error
 
 
-def headers(
-    kind: str, job: str, time_range: TimeRange, sequence: int, source: str, revision: int = 0
-) -> list[tuple[str, bytes]]:
-    """Return the headers of a message; *kind* is ``chunk``, ``marker`` or ``end``, numbers are decimal text."""
+def headers(kind: str, header: Header, incomplete: Sequence[Refused] = ()) -> list[tuple[str, bytes]]:
+    """Return the headers of a message; *kind* is ``chunk``, ``marker`` or ``end``, numbers are decimal text.
+
+    ``recheck`` and ``incomplete`` (JSON, a list of [metric, start, end]) are there only where they say something.
+    """
     fields = {
         "schema": f"{SCHEMA_NAME}/{SCHEMA_VERSION}",
         "kind": kind,
-        "source": source,
-        "job": job,
+        "source": header.source,
+        "job": header.job,
         "shard": "0/1",
-        "revision": revision,
-        "sequence": sequence,
-        "start": time_range.start_ms,
-        "end": time_range.end_ms,
+        "revision": header.revision,
+        "sequence": header.sequence,
+        "start": header.time_range.start_ms,
+        "end": header.time_range.end_ms,
     }
-    return [(name, str(value).encode()) for name, value in fields.items()]
+    encoded = [(name, str(value).encode()) for name, value in fields.items()]
+    if header.recheck:
+        encoded.append(("recheck", header.recheck.encode()))
+    if incomplete:
+        encoded.append(("incomplete", orjson.dumps([list(refused) for refused in incomplete])))
+    return encoded
 
 
 def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
@@ -127,18 +134,26 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         schema, kind = fields["schema"].decode(), fields["kind"].decode()
         if schema != f"{SCHEMA_NAME}/{SCHEMA_VERSION}":
             raise MalformedMessage(f"schema {schema!r} is not {SCHEMA_NAME}/{SCHEMA_VERSION}: update podstream")
-        job, source = fields["job"].decode(), fields["source"].decode()
-        revision, sequence = _int64(fields["revision"]), _int64(fields["sequence"])
-        time_range = TimeRange(_int64(fields["start"]), _int64(fields["end"]))
+        header = Header(
+            job=fields["job"].decode(),
+            time_range=TimeRange(_int64(fields["start"]), _int64(fields["end"])),
+            sequence=_int64(fields["sequence"]),
+            source=fields["source"].decode(),
+            revision=_int64(fields["revision"]),
+            recheck=fields.get("recheck", b"").decode(),
+        )
+        incomplete = tuple(Refused(*entry) for entry in orjson.loads(fields.get("incomplete", b"[]")))
+        if not all(isinstance(r.metric, str) and type(r.start_ms) is type(r.end_ms) is int for r in incomplete):
+            raise ValueError(f"incomplete is {incomplete}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # Kafka allows None for a header's value
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
-        return Marker(job, time_range, revision, sequence, source, ends_job=kind == "end")
+        return Marker(header, ends_job=kind == "end", incomplete=incomplete)
     if kind != "chunk":
         raise MalformedMessage(f"a message is of the unknown kind {kind!r}")
     series = decode_series(value or b"")
-    _check_samples(series.offsets, series.timestamps_ms, time_range)
-    return RangeChunk(job, time_range, revision, sequence, source, series)
+    _check_samples(series.offsets, series.timestamps_ms, header.time_range)
+    return RangeChunk(header, series)
 
 
 def _int64(text: bytes) -> int:

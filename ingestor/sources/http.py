@@ -25,7 +25,14 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
+from ingestor.core.errors import (
+    ConfigError,
+    IngestorError,
+    QueryRejected,
+    SourceUnavailable,
+    TooManySamples,
+    TooManySeries,
+)
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.selector import Selector
 from ingestor.urls import split_prometheus_url, without_secrets
@@ -33,6 +40,10 @@ from ingestor.urls import split_prometheus_url, without_secrets
 # Texts of Prometheus, Mimir, Thanos and VictoriaMetrics when a query needs too much.
 _TOO_MUCH = re.compile(
     r"too many|exceed|timed? ?out|more than .*(sample|series|point|chunk|byte)|too large", re.IGNORECASE
+)
+# Fewer samples a series would not help.
+_OF_SERIES = re.compile(
+    r"(number of|too many|exceeds?)( matching| unique)* (time ?)?series|series limit", re.IGNORECASE
 )
 # The server is busy with others' queries: this one would have been fine.
 _QUEUED = re.compile(r"queue", re.IGNORECASE)
@@ -292,7 +303,7 @@ class HttpApi:
             return self._too_slow(told, sized=sized)
         if status == HTTPStatus.UNPROCESSABLE_ENTITY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             if sized and _TOO_MUCH.search(text) and not _QUEUED.search(text):
-                return TooManySamples(told)
+                return TooManySeries(told) if _OF_SERIES.search(text) else TooManySamples(told)
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 return SourceUnavailable(told, retry_after_s)
         if text and (status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) or _is_api_answer(body)):

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import tenacity
 
-from ingestor.core.errors import SourceUnavailable
+from ingestor.core.errors import IngestorError, SourceUnavailable
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
@@ -28,17 +28,25 @@ class RetryingSource:
         source: who answers.
         stop: when set, the last error is raised at once.
         patience_s: give up after so many seconds of one question; None: never.
+        on_error: is told each time, in whatever thread asked.
     """
 
-    def __init__(self, source: Source, stop: threading.Event, patience_s: float | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        stop: threading.Event,
+        patience_s: float | None,
+        on_error: Callable[[IngestorError], None] = lambda _: None,
+    ) -> None:
         self._source = source
+        self._on_error = on_error
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(SourceUnavailable),
             wait=_wait_s,
             stop=tenacity.stop_when_event_set(stop)
             | (tenacity.stop_never if patience_s is None else tenacity.stop_after_delay(patience_s)),
             sleep=tenacity.sleep_using_event(stop),
-            before_sleep=log_retry,
+            before_sleep=self._before_asking_again,
             reraise=True,
         )
 
@@ -63,6 +71,12 @@ class RetryingSource:
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         return self._ask(self._source.fetch, selector, metric, time_range)
+
+    def _before_asking_again(self, state: tenacity.RetryCallState) -> None:
+        log_retry(state)
+        error = state.outcome.exception() if state.outcome else None
+        if isinstance(error, IngestorError):
+            self._on_error(error)
 
     def _ask(self, question: Callable[..., _Answer], *arguments: Any) -> _Answer:
         # A copy counts its own attempts: questions are asked from several threads, for years.

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestor import packing, presets
+from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import message_key, partition_of
@@ -110,7 +111,10 @@ def test_the_kubernetes_preset():
 
 def test_types_come_from_metadata_or_else_from_the_name():
     """A metric that the backend knows has its type; the others go by their suffix."""
-    known = packing.Catalogue(1, lambda labels: labels, lambda labels: labels["pod"], {"up_total": "gauge"})
+    known = Catalogue(1, Meaning(dict), {"up_total": "gauge"})
     names = ["up_total", "requests_total", "temperature"]
     ids = known.ids([orjson.dumps({"__name__": name, "pod": "p"}) for name in names])
+    known.place({pod: pod.name for pod in known.unplaced()})
     assert known.columns(ids)["type"].to_pylist() == ["gauge", "counter", "unknown"]
+    known.learn_types({"temperature": "gauge"})
+    assert known.columns(ids)["type"].to_pylist() == ["counter", "counter", "gauge"]

@@ -58,7 +58,7 @@ def test_a_service_record_has_no_pod():
 
 def test_fields_of_later_versions_are_ignored():
     """A field that is not known does not stop a reader."""
-    assert decode_record(encoded(incomplete=["up"])) == decode_record(encoded())
+    assert decode_record(encoded(reviewed=["up"])) == decode_record(encoded())
 
 
 def test_numbers_that_json_lacks():

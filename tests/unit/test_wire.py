@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestor.core import wire
-from ingestor.core.chunk import Marker, RangeChunk, SeriesColumns
+from ingestor.core.chunk import Header, Marker, RangeChunk, Refused, SeriesColumns
 from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 from ingestor.core.wire import SCHEMA, decode, decode_series, encode_series
@@ -68,7 +68,7 @@ RANGE = TimeRange(1000, 3000)
 
 def message() -> tuple[dict[str, bytes], bytes]:
     series = columns([ROW])
-    return dict(wire.headers("chunk", "live", RANGE, 5, "query")), encode_series(series)
+    return dict(wire.headers("chunk", Header("live", RANGE, 5, "query"))), encode_series(series)
 
 
 @given(st.lists(rows(), max_size=6), st.integers(0, 3), st.integers(0, 3))
@@ -125,12 +125,16 @@ INT64 = st.integers(-(2**63), 2**63 - 1)
 RANGES = st.tuples(INT64, INT64).filter(lambda pair: pair[0] < pair[1]).map(lambda pair: TimeRange(*pair))
 
 
-@given(TEXT, RANGES, INT64, TEXT, st.booleans())
+HEADERS = st.builds(Header, TEXT, RANGES, INT64, TEXT, INT64, TEXT)
+REFUSED = st.lists(st.builds(Refused, TEXT, INT64, INT64), max_size=3).map(tuple)
+
+
+@given(HEADERS, REFUSED, st.booleans())
 @settings(max_examples=50, deadline=None)
-def test_markers_come_back(job, time_range, sequence, source, ends_job):
+def test_markers_come_back(header, incomplete, ends_job):
     """Headers alone carry a marker, with any job's name and any range, in any order."""
-    headers = wire.headers("end" if ends_job else "marker", job, time_range, sequence, source)
-    marker = Marker(job, time_range, 0, sequence, source, ends_job)
+    headers = wire.headers("end" if ends_job else "marker", header, incomplete)
+    marker = Marker(header, ends_job, incomplete)
     assert decode(headers, None) == marker
     assert decode(tuple(reversed(headers)), b"") == marker
 
@@ -139,20 +143,22 @@ def test_markers_come_back(job, time_range, sequence, source, ends_job):
 @settings(max_examples=30, deadline=None)
 def test_chunks_come_back(job, sequence, source, series_rows):
     """Headers and value together carry a chunk."""
-    chunk = RangeChunk(job, TimeRange(0, 10**12 + 1), 0, sequence, source, columns(series_rows))
-    headers = wire.headers("chunk", job, chunk.time_range, sequence, source)
+    chunk = RangeChunk(Header(job, TimeRange(0, 10**12 + 1), sequence, source), columns(series_rows))
+    headers = wire.headers("chunk", chunk.header)
     decoded = decode(headers, encode_series(chunk.series))
     assert isinstance(decoded, RangeChunk)
     assert content(decoded.series) == content(chunk.series)
     assert replace(decoded, series=chunk.series) == chunk
 
 
-@given(st.integers(0, 2**63 - 1))
-@settings(max_examples=20, deadline=None)
-def test_a_revision_is_read(revision):
-    """A reader keeps the revision that a writer gives."""
-    headers = dict(wire.headers("marker", "live", RANGE, 5, "query")) | {"revision": b"%d" % revision}
-    assert decode(list(headers.items()), None).revision == revision
+@pytest.mark.parametrize(
+    "text", [b"x", b"{}x", b"[1]", b'[["cpu"]]', b'[["cpu",1,"2"]]', b"[[1,1,2]]", b'[["cpu",1,true]]']
+)
+def test_a_wrong_list_of_what_is_incomplete_is_malformed(text):
+    """What is missing must be readable, or it would be missing in silence."""
+    headers = [*wire.headers("marker", Header("live", RANGE, 5, "query")), ("incomplete", text)]
+    with pytest.raises(MalformedMessage):
+        decode(headers, b"")
 
 
 @pytest.mark.parametrize("name", [name for name in message()[0] if name != "shard"])

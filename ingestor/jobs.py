@@ -1,0 +1,82 @@
+"""Which jobs a command stands for: the stretches of time that no job has read, or, with ``--again``, all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from ingestor.core.time_range import TimeRange
+from ingestor.positions import Position
+
+_PART = "."
+_RECHECK = "recheck"
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A job that is still to be begun; ``end_ms`` is None where it has no end."""
+
+    job: str
+    start_ms: int
+    end_ms: int | None
+    revision: int = 0
+
+
+def command_of(job: str) -> str:
+    """Return the name of the command that *job* is a part of: one process at a time runs all of its parts."""
+    return job.partition(_PART)[0]
+
+
+def recheck_name(command: str, earlier: int) -> str:
+    """Return the name of the job that reads a command's ranges once more, where there were *earlier* such jobs."""
+    return f"{command}{_PART}{_RECHECK}" + (f"-{earlier + 1}" if earlier else "")
+
+
+def is_recheck(job: str) -> bool:
+    """Tell whether *job* reads ranges of its command's own once more."""
+    return job.partition(_PART)[2].startswith(_RECHECK)
+
+
+def parts_of(command: str, positions: Iterable[Position]) -> list[Position]:
+    """Return the jobs of a command, in the order of time."""
+    return sorted((p for p in positions if command_of(p.job) == command), key=lambda p: (p.revision, p.start_ms))
+
+
+def uncovered(command: str, start_ms: int, end_ms: int | None, positions: Collection[Position]) -> list[Stretch]:
+    """Return the stretches of [start, end) that no job claims, as jobs: the last one has the command's name.
+
+    Jobs that read something once more (revisions) claim nothing new.
+    """
+    edge_ms = 2**62 if end_ms is None else end_ms
+    free: list[tuple[int, int]] = []
+    at_ms = start_ms
+    claims = sorted(claim for p in positions if p.revision == 0 and (claim := p.claimed) is not None)
+    for claim in claims:
+        if claim.start_ms >= edge_ms:
+            break
+        if claim.start_ms > at_ms:
+            free.append((at_ms, claim.start_ms))
+        at_ms = max(at_ms, claim.end_ms)
+    if at_ms < edge_ms:
+        free.append((at_ms, edge_ms))
+    last = len(free)
+    return [
+        Stretch(
+            command if number == last else f"{command}{_PART}{number}",
+            begin_ms,
+            None if end_ms is None and until_ms == edge_ms else until_ms,
+        )
+        for number, (begin_ms, until_ms) in enumerate(free, 1)
+    ]
+
+
+def again(command: str, time_range: TimeRange, positions: Collection[Position]) -> Stretch:
+    """Return a job that reads all of *time_range* with a higher revision than what has read any of it."""
+    revisions = [
+        p.revision
+        for p in positions
+        if (c := p.claimed) and c.start_ms < time_range.end_ms > time_range.start_ms < c.end_ms
+    ]
+    revision = max(revisions, default=-1) + 1
+    name = f"{command}{_PART}r{revision}" if revision else command
+    return Stretch(name, time_range.start_ms, time_range.end_ms, revision)

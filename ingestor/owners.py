@@ -1,6 +1,0 @@
-class Owners:
-    def __init__(self, source):
-        pass
-
-    def look_up(self, pods, time_range):
-        return {}

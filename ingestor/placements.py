@@ -1,0 +1,98 @@
+"""Which service each pod was given: decided at first sight, kept in a compacted topic, the same for all jobs."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Self
+
+from confluent_kafka import KafkaError, Message, TopicPartition
+
+from ingestor.core.errors import PublishError
+from ingestor.core.time_range import TimeRange
+from ingestor.core.topics import NO_NAMESPACE, Topics
+from ingestor.kafka import Cluster, assigned_consumer, failure, read_to_end
+from ingestor.owners import Owners
+from ingestor.workloads import Pod, service_of
+
+_TIMEOUT_S = 10.0
+
+
+class Placements:
+    """The services of all pods that were ever seen.
+
+    A new pod's service is, in this order: what the service label says, what the owner
+    metrics say, what its name says.
+
+    Args:
+        cluster: where the topic is.
+        topics: its name.
+        owners: who looks owners up.
+    """
+
+    def __init__(self, cluster: Cluster, topics: Topics, owners: Owners) -> None:
+        self._topic, self._owners = topics.workloads, owners
+        self._services: dict[Pod, str] = {}
+        self._unwritten: dict[Pod, str] = {}
+        self._lock = threading.Lock()
+        self._next_offset = 0
+        for message in read_to_end(cluster, self._topic):
+            self._take(message)
+        # Reaching the end is told only once the broker answers, which it would put off for half a second.
+        settings: dict[str, Any] = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}
+        self._tail = assigned_consumer(cluster, **settings)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._tail.close()
+
+    def place(self, pods: Mapping[Pod, str], time_range: TimeRange) -> dict[Pod, str]:
+        """Return the service of each pod; *pods* has what the service label of each says (empty: nothing)."""
+        with self._lock:
+            if any(pod not in self._services for pod in pods):
+                # Another job may have seen it first.
+                self._catch_up()
+            new = [pod for pod in pods if pod not in self._services]
+            unlabelled = [pod for pod in new if not pods[pod]]
+            owners = self._owners.look_up(unlabelled, time_range) if unlabelled else {}
+            for pod in new:
+                self._services[pod] = self._unwritten[pod] = pods[pod] or owners.get(pod) or service_of(pod.name)
+            return {pod: self._services[pod] for pod in pods}
+
+    def unwritten(self) -> dict[Pod, str]:
+        """Return what was decided here and is not in the topic yet: it goes with the next range."""
+        with self._lock:
+            return dict(self._unwritten)
+
+    def written(self, placed: Mapping[Pod, str]) -> None:
+        """Note that *placed* is committed."""
+        with self._lock:
+            for pod in placed:
+                self._unwritten.pop(pod, None)
+
+    def _catch_up(self) -> None:
+        """Read what was committed since."""
+        # Assigned anew each time: the end of a partition is told once an assignment.
+        self._tail.assign([TopicPartition(self._topic, 0, self._next_offset)])
+        try:
+            while True:
+                message = self._tail.poll(_TIMEOUT_S)
+                error = None if message is None else message.error()
+                if message is None or (error is not None and error.code() != KafkaError._PARTITION_EOF):  # noqa: SLF001 - there is no public name
+                    what = f"{self._topic} cannot be read"
+                    raise failure(error, what) if error else PublishError(f"{what}: the broker does not answer")
+                if error is not None:
+                    return
+                self._take(message)
+        finally:
+            self._tail.unassign()
+
+    def _take(self, message: Message) -> None:
+        self._next_offset = (message.offset() or 0) + 1
+        namespace, _, name = (message.key() or b"").decode().partition("/")
+        pod = Pod("" if namespace == NO_NAMESPACE else namespace, name)
+        # What this poller has given out in a range that is not committed yet, it keeps to.
+        if pod not in self._unwritten:
+            self._services[pod] = (message.value() or b"").decode()

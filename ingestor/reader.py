@@ -1,0 +1,342 @@
+"""Whole ranges: all metrics, several requests at once, cut smaller where the backend refuses."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import repeat
+from typing import Protocol, Self
+
+from ingestor.catalogue import Catalogue, Meaning
+from ingestor.core.chunk import Refused
+from ingestor.core.errors import QueryRejected, SourceUnavailable, TooManySamples, TooManySeries
+from ingestor.core.time_range import TimeRange
+from ingestor.packing import FetchedSeries, PackedRange, pack
+from ingestor.presets import Reading
+from ingestor.selector import Matcher, Selector, halves_by_series
+from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.remote_read import RemoteReadUnsupported
+from ingestor.telemetry import Telemetry
+from ingestor.throttle import Throttle
+from ingestor.workloads import Pod
+
+log = logging.getLogger(__name__)
+
+_SHORTEST_MS = 1_000
+_TYPES_EVERY_S = 600.0
+RANGES_AT_ONCE = 2
+"""While one is packed, the next one's requests are under way."""
+
+_LONGER_AFTER = 10
+"""A length that was refused is tried again after so many ranges that went well."""
+
+_ATTEMPTS_WITH_LITTLE = 4
+"""One series and one second that takes too long is asked for so often: a server may only be busy."""
+
+
+class Placing(Protocol):
+    """Decides which service a pod belongs to."""
+
+    def place(self, pods: Mapping[Pod, str], time_range: TimeRange) -> dict[Pod, str]:
+        """Return the service of each pod.
+
+        Args:
+            pods: with what the service label of each says; empty: nothing.
+            time_range: when they were seen.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which series are read, and what is made of their labels."""
+
+    readings: tuple[Reading, ...]
+    """What any of them finds is read; no series is found by two."""
+    meaning: Meaning
+    wanted: Callable[[str], bool] = lambda _: True
+    """Whether a metric is read."""
+    computed: Collection[str] = ()
+    """Metrics that the backend computes; the readings do not apply to them."""
+
+
+class RangeReader:
+    """Reads ranges of one selection into packed messages.
+
+    Args:
+        selection: what to read.
+        source: where from; it waits by itself while the backend cannot be reached.
+        placing: gives pods their services.
+        partitions: of the range-chunk topic.
+        stop: when set, reading ends soon, with `SourceUnavailable`.
+        concurrency: requests at once.
+        most_samples: of one range, in memory.
+        samples_per_second: a speed limit; None: none.
+        telemetry: is told what happens.
+    """
+
+    def __init__(
+        self,
+        selection: Selection,
+        source: Source,
+        placing: Placing,
+        partitions: int,
+        stop: threading.Event,
+        *,
+        concurrency: int,
+        most_samples: int,
+        samples_per_second: float | None,
+        telemetry: Telemetry,
+    ) -> None:
+        self._selection, self._source, self._placing = selection, source, placing
+        self._partitions, self._stop, self._most_samples = partitions, stop, most_samples
+        self._telemetry = telemetry
+        self._types = source.metric_types()
+        self._types_at_s = time.monotonic()
+        self._catalogue = Catalogue(partitions, selection.meaning, self._types)
+        # The catalogue belongs to one range at a time.
+        self._lock = threading.Lock()
+        self._throttle = Throttle(samples_per_second, stop)
+        self._metrics: dict[str, _Metric] = {}
+        self._without_pod = 0
+        self._requests = ThreadPoolExecutor(concurrency, "request")
+        self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "range")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self._ranges, self._requests):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def start(self, time_range: TimeRange) -> Future[PackedRange]:
+        """Begin to read a range."""
+        return self._ranges.submit(self.read, time_range)
+
+    def read(self, time_range: TimeRange) -> PackedRange:
+        """Fetch and pack one range.
+
+        Raises:
+            TooManySamples: it holds more than may be in memory at once: ask for a shorter one.
+            SourceError: the backend cannot give it.
+        """
+        catalogue = self._current_catalogue()
+        fetched: list[FetchedSeries] = []
+        refused: list[Refused] = []
+        ways: set[str] = set()
+        samples = 0
+        questions = metric_names(self._selection, self._source, time_range)
+        answers = self._requests.map(self._read_metric, questions, questions.values(), repeat(time_range))
+        for answer in answers:
+            samples += answer.samples
+            if samples > self._most_samples and time_range.length_ms > _SHORTEST_MS:
+                raise TooManySamples(f"more than {self._most_samples:,} samples in {time_range}")
+            refused += answer.refused
+            ways.update(block.source for block in answer.blocks)
+            with self._lock:
+                fetched += [
+                    FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
+                    for block in answer.blocks
+                ]
+        with self._lock:
+            catalogue.place(self._placing.place(catalogue.unplaced(), time_range))
+            self._note_without_pod(catalogue)
+            source = "+".join(sorted(ways)) or self._source.name
+            packed = pack(time_range, source, fetched, catalogue, self._partitions)
+        return replace(packed, incomplete=tuple(refused))
+
+    def _current_catalogue(self) -> Catalogue:
+        if time.monotonic() > self._types_at_s + _TYPES_EVERY_S:
+            self._types, self._types_at_s = self._source.metric_types(), time.monotonic()
+            self._catalogue.learn_types(self._types)
+        if self._catalogue.is_large:
+            # Ranges that are being read keep the old one.
+            self._catalogue = Catalogue(self._partitions, self._selection.meaning, self._types)
+        return self._catalogue
+
+    def _read_metric(self, name: str, selectors: Sequence[Selector], time_range: TimeRange) -> _Answer:
+        metric = self._metrics.setdefault(name, _Metric(name))
+        answer = _Answer()
+        for selector in selectors:
+            self._read_part(metric, selector, time_range, answer)
+        answer.refused = _joined(answer.refused)
+        metric.note(time_range, answer)
+        self._throttle.spend(answer.samples)
+        self._telemetry.samples_read(time_range, answer.samples)
+        if answer.refused:
+            self._telemetry.incomplete(name)
+        if answer.histograms and not metric.has_histograms:
+            metric.has_histograms = True
+            log.warning("native histograms are not supported; their samples are left out", extra={"metric": name})
+        return answer
+
+    def _read_part(self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer) -> None:
+        """Add the samples of a part of a metric; where the backend refuses so many, of its halves."""
+        if time_range.length_ms > metric.longest_ms:
+            for half in time_range.halves():
+                self._read_part(metric, selector, half, answer)
+            return
+        try:
+            block = self._ask(metric, selector, time_range, answer)
+        except RemoteReadUnsupported:
+            raise
+        except (TooManySamples, QueryRejected) as error:
+            for narrower, shorter in self._cut(metric, selector, time_range, answer, error):
+                self._read_part(metric, narrower, shorter, answer)
+        else:
+            answer.blocks.append(block)
+
+    def _ask(self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer) -> SeriesBlock:
+        attempts = 1 if time_range.length_ms > answer.shortest_ms else _ATTEMPTS_WITH_LITTLE
+        for attempt in range(attempts):
+            if self._stop.is_set():
+                raise SourceUnavailable("stopped while reading")
+            try:
+                return self._source.fetch(selector, metric.name, time_range)
+            except TooManySamples:
+                if attempt == attempts - 1:
+                    raise
+                self._stop.wait(2.0**attempt)
+        raise AssertionError
+
+    def _cut(
+        self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
+    ) -> Iterator[tuple[Selector, TimeRange]]:
+        """Yield the halves of what was refused; where it cannot be halved, it is refused for good."""
+        told = {"metric": metric.name, "start": time_range.start_ms, "end": time_range.end_ms, "error": str(error)}
+        if not metric.is_hopeless:
+            if isinstance(error, TooManySeries) and (
+                halves := self._series_halves(metric, selector, time_range, answer)
+            ):
+                log.info("query had too many series; halving its selector", extra=told)
+                yield from ((half, time_range) for half in halves)
+                return
+            if time_range.length_ms > answer.shortest_ms:
+                log.info("query was refused; halving its range", extra=told)
+                self._telemetry.split("range")
+                if isinstance(error, TooManySamples):
+                    metric.shorten(time_range.length_ms // 2)
+                yield from ((selector, half) for half in time_range.halves())
+                return
+            if halves := self._series_halves(metric, selector, time_range, answer):
+                log.info("query was refused; halving its selector", extra=told)
+                yield from ((half, time_range) for half in halves)
+                return
+        answer.refused.append(Refused(metric.name, time_range.start_ms, time_range.end_ms))
+        log.error("the backend refuses samples for good; they are missing", extra={**told, "selector": str(selector)})
+
+    def _series_halves(
+        self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
+    ) -> tuple[Selector, Selector] | None:
+        whole = Selector((*selector.matchers, Matcher("__name__", "=", metric.name)))
+        try:
+            label_sets = self._source.label_sets([str(whole)], time_range)
+        except (TooManySamples, QueryRejected):
+            return None
+        if len(label_sets) <= answer.fewest_series:
+            return None
+        if halves := halves_by_series(selector, label_sets):
+            self._telemetry.split("selector")
+        return halves
+
+    def _note_without_pod(self, catalogue: Catalogue) -> None:
+        if catalogue.without_pod > self._without_pod:
+            self._without_pod = catalogue.without_pod
+            log.warning("series without a pod label are left out", extra={"series": self._without_pod})
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One metric's samples in one range, and what is missing of them."""
+
+    blocks: list[SeriesBlock] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+
+    @property
+    def samples(self) -> int:
+        return sum(block.samples for block in self.blocks)
+
+    @property
+    def histograms(self) -> int:
+        return sum(block.histograms for block in self.blocks)
+
+    @property
+    def shortest_ms(self) -> int:
+        """What is not halved any more: a second, and twice as much each time that something was refused for good.
+
+        A single bad second is then found, and a bad day costs some dozen questions, not a hundred thousand.
+        """
+        return _SHORTEST_MS << min(len(self.refused), 30)
+
+    @property
+    def fewest_series(self) -> int:
+        return 1 << min(len(self.refused), 30)
+
+
+@dataclass(slots=True)
+class _Metric:
+    """What the ranges before have taught about one metric."""
+
+    name: str
+    longest_ms: int = 2**62
+    """The next ranges do not ask again for what was refused; but by and by for more."""
+    is_hopeless: bool = False
+    """Nothing at all came of the last range: it is asked for once a range, in one piece."""
+    has_histograms: bool = False
+    _went_well: int = 0
+
+    def shorten(self, longest_ms: int) -> None:
+        self.longest_ms, self._went_well = min(self.longest_ms, longest_ms), -1
+
+    def note(self, time_range: TimeRange, answer: _Answer) -> None:
+        self.is_hopeless = bool(answer.refused) and not answer.blocks
+        if time_range.length_ms > self.longest_ms:
+            self._went_well += 1
+            if self._went_well >= _LONGER_AFTER:
+                self.longest_ms, self._went_well = 2 * self.longest_ms, 0
+
+
+def _joined(refused: list[Refused]) -> list[Refused]:
+    """Join what adjoins or overlaps."""
+    joined: list[Refused] = []
+    for part in sorted(refused):
+        if joined and joined[-1].metric == part.metric and joined[-1].end_ms >= part.start_ms:
+            joined[-1] = joined[-1]._replace(end_ms=max(joined[-1].end_ms, part.end_ms))
+        else:
+            joined.append(part)
+    return joined
+
+
+def whole_names(include: tuple[str, ...], exclude: tuple[str, ...]) -> Callable[[str], bool]:
+    """Return the test of ``--include`` and ``--exclude``; both match whole names."""
+    included, excluded = ([re.compile(p) for p in patterns] for patterns in (include, exclude))
+
+    def wanted(name: str) -> bool:
+        matches = not included or any(p.fullmatch(name) for p in included)
+        return matches and not any(p.fullmatch(name) for p in excluded)
+
+    return wanted
+
+
+def metric_names(selection: Selection, source: Source, time_range: TimeRange) -> dict[str, list[Selector]]:
+    """Return the metrics that are read in a range, each with what finds its series; a name too many is possible."""
+    found: dict[str, list[Selector]] = {}
+    for number, reading in enumerate(selection.readings):
+        for name in _names(reading.selector, source, time_range):
+            is_computed = name in selection.computed
+            if (number == 0) if is_computed else selection.wanted(name):
+                found.setdefault(name, []).append(reading.for_metric(name))
+    return dict(sorted(found.items()))
+
+
+def _names(selector: Selector, source: Source, time_range: TimeRange) -> Iterable[str]:
+    try:
+        return source.metric_names(selector, time_range)
+    except TooManySamples:
+        if time_range.length_ms <= _SHORTEST_MS:
+            raise
+        return {name for half in time_range.halves() for name in _names(selector, source, half)}
