@@ -180,9 +180,9 @@ def _poll(flags: dict[str, Any]) -> None:
         **flags,
     )
     telemetry = Telemetry(settings.command)
-    source: Any = SOURCES[kind](settings.url, telemetry=telemetry, **access)
+    source: Any = SOURCES[kind](settings.url, **access)
     if expressions.by_name:
-        source = WithExpressions(source, settings.url, expressions, step_ms, telemetry=telemetry, **access)
+        source = WithExpressions(source, settings.url, expressions, step_ms, **access)
     preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
     source.check()

@@ -20,7 +20,7 @@ class Expressions:
 
     @classmethod
     def parse(cls, given: Mapping[object, object] | Iterable[object]) -> Expressions:
-        """Read either spelling: what YAML's ``{name: promql}`` means, or texts ``NAME=PROMQL``.
+        """Read either spelling: what YAML's ``{name: promql}`` means (or its items), or texts ``NAME=PROMQL``.
 
         PromQL itself is not read here: only the backend knows its dialect
         (`ingestor.sources.expressions.WithExpressions.check`).
@@ -39,6 +39,8 @@ class Expressions:
 
 
 def _halves(text: object) -> tuple[object, object]:
+    if isinstance(text, tuple | list) and len(text) == 2:
+        return text[0], text[1]
     if not isinstance(text, str):
         return text, ""
     # PromQL has equals signs too; a metric's name has none.

@@ -315,7 +315,10 @@ def meaning_options(function: Callable[..., Any]) -> Callable[..., Any]:
     options: list[Callable[..., Any]] = [
         click.option("--all", "everything", is_flag=True, help="Read series without a pod too, by job and instance."),
         click.option(
-            "--service-label", default="", metavar="LABEL", help="A label that names the pod's service, where it has one."
+            "--service-label",
+            default="",
+            metavar="LABEL",
+            help="A label that names the pod's service, where it has one.",
         ),
         click.option(
             "--relabel",
@@ -341,7 +344,12 @@ def meaning_options(function: Callable[..., Any]) -> Callable[..., Any]:
             help="A metric that Prometheus computes, like cpu=sum by (namespace, pod) (…); repeatable.",
         ),
         click.option(
-            "--step", "step_ms", type=DURATION_MS, default="15s", show_default=True, help="Between an expression's points."
+            "--step",
+            "step_ms",
+            type=DURATION_MS,
+            default="15s",
+            show_default=True,
+            help="Between an expression's points.",
         ),
     ]
     for option in reversed(options):
@@ -446,14 +454,31 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--bearer-token-file", type=click.Path(path_type=Path), help="Read anew for each request."),
         click.option("--basic-auth-file", type=click.Path(path_type=Path), help="One line, user:password."),
     ]
+    function = meaning_options(function)
     for option in reversed(options):
         function = option(function)
-    return meaning_options(function)
+    return function
 
 
 def chosen_selector(selector: Any, *, everything: bool) -> Any:
     """Return what ``--match`` says, or what it means where it is not there."""
     return selector or _selector(_EVERY_SERIES if everything else DEFAULT_SELECTOR)
+
+
+def meaning_arguments(flags: dict[str, Any]) -> list[str]:
+    """Write what `meaning_options` has read as a command line has it; rules go as their text."""
+    arguments = ["--all"] * flags["everything"] + ["--step", f"{flags['step_ms']}ms"]
+    if flags["selector"]:
+        arguments += ["--match", str(flags["selector"])]
+    if flags["service_label"]:
+        arguments += ["--service-label", flags["service_label"]]
+    if flags["relabel"].rules:
+        arguments += ["--relabel", flags["relabel"].text]
+    for metric, labels in flags["splits"].labels_of.items():
+        arguments += ["--split-by", f"{metric}={','.join(labels)}"]
+    for name, promql in flags["expressions"].by_name.items():
+        arguments += ["--expression", f"{name}={promql}"]
+    return arguments
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, for machines.")

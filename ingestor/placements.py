@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping
 from typing import Any, Self
 
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from ingestor.core.errors import PublishError
+from ingestor.core.errors import PublishError, QueryRejected, TooManySamples
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import NO_NAMESPACE, Topics
 from ingestor.kafka import Cluster, assigned_consumer, failure, read_to_end
 from ingestor.owners import Owners
 from ingestor.workloads import Pod, service_of
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 10.0
 
@@ -40,7 +43,7 @@ class Placements:
             self._take(message)
         # Reaching the end is told only once the broker answers, which it would put off for half a second.
         settings: dict[str, Any] = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}
-        self._tail = assigned_consumer(cluster, **settings)
+        self._tail = assigned_consumer(cluster, self._topic, **settings)
 
     def __enter__(self) -> Self:
         return self
@@ -56,10 +59,17 @@ class Placements:
                 self._catch_up()
             new = [pod for pod in pods if pod not in self._services]
             unlabelled = [pod for pod in new if not pods[pod]]
-            owners = self._owners.look_up(unlabelled, time_range) if unlabelled else {}
+            owners = self._look_up(unlabelled, time_range) if unlabelled else {}
             for pod in new:
                 self._services[pod] = self._unwritten[pod] = pods[pod] or owners.get(pod) or service_of(pod.name)
             return {pod: self._services[pod] for pod in pods}
+
+    def _look_up(self, pods: list[Pod], time_range: TimeRange) -> Mapping[tuple[str, str], str]:
+        try:
+            return self._owners.look_up(pods, time_range)
+        except (QueryRejected, TooManySamples) as error:
+            log.warning("owners are not told; services go by the pods' names", extra={"error": str(error)})
+            return {}
 
     def unwritten(self) -> dict[Pod, str]:
         """Return what was decided here and is not in the topic yet: it goes with the next range."""

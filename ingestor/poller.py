@@ -68,7 +68,7 @@ class PollerSettings:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     preset: str = "kubernetes"
-    rules: Rules = field(default_factory=lambda: Rules(()))
+    rules: Rules = field(default_factory=Rules)
     """Relabeling, after the preset."""
     splits: Splits = field(default_factory=lambda: Splits({}))
     service_label: str = ""
@@ -141,7 +141,7 @@ class PollerSettings:
             "exclude": list(self.exclude),
             "preset": self.preset,
             "all": self.everything,
-            "relabel": repr(self.rules.rules) if self.rules.rules else "",
+            "relabel": self.rules.text,
             "split_by": {metric: list(labels) for metric, labels in sorted(self.splits.labels_of.items())},
             "expressions": dict(sorted(self.expressions.items())),
         }
@@ -212,12 +212,12 @@ class Poller:
             IngestorError: gave up; the same command goes on from the last published range.
         """
         patience_s = None if self.settings.end is None else _BACKFILL_PATIENCE_S
-        self.source = RetryingSource(self.source, self.stop, patience_s, self._on_trouble)
+        self.source = RetryingSource(self.source, self.stop, patience_s, self._on_source_error, self.telemetry)
         self._thread = threading.get_ident()
         admin = connect(self.settings.cluster)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(self._passing_errors()),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=30.0),
+            wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=30.0),
             stop=tenacity.stop_when_event_set(self.stop)
             | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
             sleep=tenacity.sleep_using_event(self.stop),
@@ -238,10 +238,15 @@ class Poller:
 
     def _before_trying_again(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
-        self.telemetry.retried("kafka" if isinstance(error, PublishError) else "backend")
+        if isinstance(error, PublishError):
+            self.telemetry.retried("kafka")
         if isinstance(error, IngestorError):
             self._on_trouble(error)
         log_retry(state)
+
+    def _on_source_error(self, error: IngestorError) -> None:
+        self.telemetry.retried("backend")
+        self._on_trouble(error)
 
     def _on_trouble(self, error: IngestorError) -> None:
         self.telemetry.failed(error)

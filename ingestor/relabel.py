@@ -13,6 +13,7 @@ Source: model/relabel/relabel.go of prometheus/prometheus, and Expand of Go's re
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
@@ -32,7 +33,9 @@ _ACTIONS = ("replace", "keep", "drop", "labelmap", "labeldrop", "labelkeep")
 class Rules:
     """Rules, applied one after the other."""
 
-    rules: tuple[Rule, ...]
+    rules: tuple[Rule, ...] = ()
+    text: str = "[]"
+    """What was parsed, as JSON, which is YAML too."""
 
     @classmethod
     def parse(cls, content: Any) -> Rules:
@@ -42,7 +45,7 @@ class Rules:
             ValueError: the message has all faults of all rules: which rule (from 1), which key, what is allowed.
         """
         if content is None:
-            return cls(())
+            return cls()
         faults: list[str] = []
         if not isinstance(content, list):
             faults.append(f"a list of rules is wanted, not {_shown(content)}")
@@ -50,7 +53,7 @@ class Rules:
         rules = [_parse_rule(rule, f"rule {number}", faults) for number, rule in enumerate(content, 1)]
         if faults:
             raise ValueError("; ".join(faults))
-        return cls(tuple(rule for rule in rules if rule is not None))
+        return cls(tuple(rule for rule in rules if rule is not None), json.dumps(content))
 
     def apply(self, labels: Mapping[str, str]) -> Labels | None:
         """Return a series' labels after the rules; None: the series is dropped.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _METRIC_NAME = "__name__"
@@ -68,6 +68,11 @@ class Selector:
         return "{" + ",".join(map(str, self.matchers)) + "}"
 
 
+def any_of(values: Iterable[str]) -> str:
+    """Return the regular expression that matches just these values."""
+    return "|".join(_SPECIAL.sub(r"\\\g<0>", value) for value in values)
+
+
 def halves_by_series(selector: Selector, label_sets: Sequence[Mapping[str, str]]) -> tuple[Selector, Selector] | None:
     """Return two selectors that together find what *selector* finds, and nothing twice, each about half of the series.
 
@@ -78,7 +83,7 @@ def halves_by_series(selector: Selector, label_sets: Sequence[Mapping[str, str]]
     name = max(names, key=lambda name: len(values[name]), default="")
     if not name or len(values[name]) < 2:
         return None
-    first = "|".join(_SPECIAL.sub(r"\\\g<0>", value) for value in values[name][: len(values[name]) // 2])
+    first = any_of(values[name][: len(values[name]) // 2])
     inside, outside = (Matcher(name, op, first) for op in ("=~", "!~"))
     return Selector((*selector.matchers, inside)), Selector((*selector.matchers, outside))
 

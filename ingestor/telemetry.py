@@ -19,8 +19,8 @@ from prometheus_client.registry import Collector
 from ingestor.core.errors import ConfigError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
 
-RequestKind = Literal["query", "read", "names", "count", "metadata", "clock"]
-"""What is asked for: samples by query or remote read, metrics' names, a count of series, types, the time."""
+RequestKind = Literal["samples", "names", "label_sets", "count", "metadata", "clock"]
+"""What is asked for: samples, metrics' names, series' labels, a count of series, types, the time."""
 
 Outcome = Literal["ok", "too_large", "unavailable", "rejected", "failed"]
 """How a request ended; failed: in a way that no backend should make possible."""
@@ -63,9 +63,6 @@ REQUEST_SECONDS = Described(
     ("kind", "outcome"),
     "How long requests to the backend took.",
 )
-RECEIVED_BYTES = Described(
-    "podstream_poller_received_bytes_total", "counter", ("kind",), "Bytes of the backend's answers."
-)
 SPLIT = Described(
     "podstream_poller_splits_total", "counter", ("of",), "Queries that were halved because they were too large."
 )
@@ -94,7 +91,7 @@ BUILD = Described("podstream_poller_build_info", "gauge", ("version", "python"),
 JOB = Described("podstream_poller_job_info", "gauge", ("poller_job",), "The name of the poller's job; always 1.")
 
 METRICS = (
-    *(RANGES, SAMPLES, PUBLISHED_BYTES, SERIES, PUBLISH_SECONDS, REQUEST_SECONDS, RECEIVED_BYTES, SPLIT, RETRIED),
+    *(RANGES, SAMPLES, PUBLISHED_BYTES, SERIES, PUBLISH_SECONDS, REQUEST_SECONDS, SPLIT, RETRIED),
     *(INCOMPLETE, POSITION, LAG, IN_FLIGHT, ACTIVE, ERRORS, LAST_ERROR, BUILD, JOB),
 )
 """All of them; those of the process itself (``process_…``) come beside them, on Linux."""
@@ -129,7 +126,6 @@ class Telemetry:
         self._series = _gauge(SERIES, registry)
         self._publish_seconds = _histogram(PUBLISH_SECONDS, registry)
         self._request_seconds = _histogram(REQUEST_SECONDS, registry)
-        self._received_bytes = _counter(RECEIVED_BYTES, registry)
         self._splits = _counter(SPLIT, registry)
         self._retries = _counter(RETRIED, registry)
         self._incomplete = _counter(INCOMPLETE, registry)
@@ -177,10 +173,6 @@ class Telemetry:
             raise
         finally:
             self._request_seconds.labels(kind, outcome).observe(self._monotonic() - began)
-
-    def received(self, kind: RequestKind, size_bytes: int) -> None:
-        """Count the bytes of an answer's body."""
-        self._received_bytes.labels(kind).inc(size_bytes)
 
     def backend_clock(self, now_ms: int) -> None:
         """Take over the backend's clock, Unix milliseconds, as it has just answered."""

@@ -1,9 +1,116 @@
-"""The workload that a pod belongs to, read off the pod's name."""
+"""The workload that a pod belongs to: from kube-state-metrics' owner metrics, else read off the pod's name. Pure."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import NamedTuple
+
+Name = tuple[str, str]
+"""Namespace and name of a pod, a ReplicaSet, a Job."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerMetric:
+    """One of kube-state-metrics' metrics that tell who owns an object."""
+
+    metric: str
+    label: str
+    """Which label is the object's name."""
+
+
+POD_OWNER = OwnerMetric("kube_pod_owner", "pod")
+
+OWNED_KINDS = {
+    "ReplicaSet": OwnerMetric("kube_replicaset_owner", "replicaset"),
+    "Job": OwnerMetric("kube_job_owner", "job_name"),
+    "ReplicationController": OwnerMetric("kube_replicationcontroller_owner", "replicationcontroller"),
+}
+"""Owners of pods that mostly have an owner themselves: a Deployment or a Rollout, a CronJob, a DeploymentConfig."""
+
+# The second since kube-state-metrics 2.8, where a label without text is no label in Prometheus.
+_NOBODY = ("<none>", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns an object; both texts are empty where nobody does."""
+
+    kind: str
+    name: str
+
+
+def owners(rows: Iterable[Mapping[str, str]], label: str) -> dict[Name, Owner]:
+    """Return the owner of each object that an owner metric has rows of.
+
+    Args:
+        rows: the metric's label sets. Where they were scraped without ``honor_labels``, their ``namespace``
+            and ``pod`` are those of kube-state-metrics itself and the object's are ``exported_…``.
+        label: which label is the object's name (`OwnerMetric`).
+
+    Of several rows of one object (several owners, several kube-state-metrics, a name that was used again)
+    the controller's counts, then one that names an owner, then the first in order of kind and name.
+    Source: kube-state-metrics docs/metrics/workload (pod, replicaset, job, replicationcontroller).
+    """
+    best: dict[Name, tuple[bool, bool, str, str]] = {}
+    for row in rows:
+        name = _exported(row, "namespace"), _exported(row, label)
+        kind, owner = row.get("owner_kind", ""), row.get("owner_name", "")
+        nobody = kind in _NOBODY or owner in _NOBODY
+        rank = (True, True, "", "") if nobody else (row.get("owner_is_controller") != "true", False, kind, owner)
+        if name[1] and (name not in best or rank < best[name]):
+            best[name] = rank
+    return {name: Owner(kind, owner) for name, (_, _, kind, owner) in best.items()}
+
+
+def workload_of(
+    pod: Name, pod_owners: Mapping[Name, Owner], their_owners: Mapping[str, Mapping[Name, Owner]]
+) -> str | None:
+    """Return the workload that *pod* belongs to, as the owner metrics tell it.
+
+    Args:
+        pod: namespace and name.
+        pod_owners: the owners of pods.
+        their_owners: of each of the `OWNED_KINDS`, the owners of its objects.
+
+    Returns:
+        None: nothing is known of the pod, so that its name has to do (`service_of`).
+
+    ==============================================  =====================================================
+    owner                                           service
+    ==============================================  =====================================================
+    StatefulSet, DaemonSet, any other controller    its name
+    ReplicaSet, Job, ReplicationController          its owner's name (Deployment, Rollout, CronJob, …);
+                                                    its own if it has none, or if a pod made it
+    one of these, of which no row tells an owner    `service_of` the pod
+    Node: a static pod                              the pod's name without the node's
+    nobody                                          the pod's name, whole
+    ==============================================  =====================================================
+
+    A pod without an owner is its own service also where its name has a pattern: ``db-0`` is known
+    to be no StatefulSet's, so that ``db`` would be a workload that is not there.
+    """
+    owner = pod_owners.get(pod)
+    if owner is None:
+        return None
+    namespace, name = pod
+    if not owner.name:
+        return name
+    if owner.kind == "Node":
+        return name.removesuffix(f"-{owner.name}") if name != f"-{owner.name}" else name
+    if owner.kind not in OWNED_KINDS:
+        return owner.name
+    above = their_owners.get(owner.kind, {}).get((namespace, owner.name))
+    if above is None:
+        return service_of(name)
+    # A Job that a pod made is a workload of its own, as kubernetes-mixin's rules have it: that pod's name may change.
+    return owner.name if above.kind in ("", "Pod") else above.name
+
+
+def _exported(row: Mapping[str, str], label: str) -> str:
+    return row.get(f"exported_{label}") or row.get(label, "")
+
 
 _SAFE = "[bcdfghjklmnpqrstvwxz2456789]"
 _DECIMAL_SPELT_SAFE = "[4-9bcdf]"

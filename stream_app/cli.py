@@ -21,6 +21,7 @@ from ingestor.options import (
     json_option,
     kafka_options,
     logging_option,
+    meaning_arguments,
     source_options,
     start_option,
 )
@@ -236,6 +237,7 @@ def _poller_arguments(flags: dict[str, Any]) -> list[str]:
         *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
         *("--request-timeout", f"{flags['timeout_ms']}ms", "--range-samples", str(flags["range_samples"])),
     ]
+    arguments += ["--max-in-flight-samples", str(flags["max_in_flight_samples"]), *meaning_arguments(flags)]
     for name in ("include", "exclude"):
         for pattern in flags[name]:
             arguments += [f"--{name}", pattern]

@@ -142,9 +142,7 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
             revision=_int64(fields["revision"]),
             recheck=fields.get("recheck", b"").decode(),
         )
-        incomplete = tuple(Refused(*entry) for entry in orjson.loads(fields.get("incomplete", b"[]")))
-        if not all(isinstance(r.metric, str) and type(r.start_ms) is type(r.end_ms) is int for r in incomplete):
-            raise ValueError(f"incomplete is {incomplete}")
+        incomplete = _refused(fields.get("incomplete", b"[]"))
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # Kafka allows None for a header's value
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
@@ -154,6 +152,14 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
     series = decode_series(value or b"")
     _check_samples(series.offsets, series.timestamps_ms, header.time_range)
     return RangeChunk(header, series)
+
+
+def _refused(text: bytes) -> tuple[Refused, ...]:
+    refused = tuple(Refused(*entry) for entry in orjson.loads(text))
+    for metric, start_ms, end_ms in refused:
+        if [type(part) for part in (metric, start_ms, end_ms)] != [str, int, int]:
+            raise ValueError(f"{metric!r}, {start_ms!r}, {end_ms!r} does not name a metric and a range")
+    return refused
 
 
 def _int64(text: bytes) -> int:

@@ -148,7 +148,7 @@ class _RangeQueries(HttpQuerySource):
 
     def points(self, name: str, promql: str, times_ms: range) -> SeriesBlock:
         """Evaluate an expression at each of *times_ms*, at most `MOST_POINTS`."""
-        # Both ends are points. As a number of seconds, some steps would lose a millisecond in the server's conversion.
+        # Both ends are points. The step has its unit because Prometheus takes 1.001, in seconds, for 1,000 ms.
         asked = {"query": promql, "start": iso(times_ms[0]), "end": iso(times_ms[-1]), "step": f"{times_ms.step}ms"}
         try:
             block = self._matrix("query_range", asked)

@@ -16,7 +16,7 @@ import yaml
 from ingestor.core.chunk import Int64Array
 from ingestor.core.errors import ConfigError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, iso
-from ingestor.selector import Matcher, Selector
+from ingestor.selector import Matcher, Selector, any_of
 from ingestor.sources.base import SeriesBlock, tidy
 from ingestor.sources.frames import UnknownEncodingError, scan_frames
 from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, error_text, retry_after_s, shortened
@@ -30,8 +30,6 @@ _HEADERS = {
 }
 _STREAMED_XOR_CHUNKS = 1
 _MATCHER_TYPES = {"=": 0, "!=": 1, "=~": 2, "!~": 3}
-
-_SPECIAL_IN_REGEX = re.compile(r"[\\.+*?()|\[\]{}^$]")
 
 _PIECE_BYTES = 1 << 20
 _REFUSAL_BYTES = 1 << 16
@@ -264,7 +262,7 @@ def _request(matchers: tuple[Matcher, ...], time_range: TimeRange, external: dic
         if op == "=" and value == external.get(matcher.name):
             # The server drops a matcher that asks for its external label, but no regular expression.
             # Source: prometheus/prometheus storage/remote/read_handler.go, filterExtLabelsFromMatchers.
-            op, value = "=~", _SPECIAL_IN_REGEX.sub(r"\\\g<0>", value)
+            op, value = "=~", any_of([value])
         query += _field(3, _field(1, _MATCHER_TYPES[op]) + _field(2, matcher.name.encode()) + _field(3, value.encode()))
     return _field(1, query) + _field(2, _STREAMED_XOR_CHUNKS)
 

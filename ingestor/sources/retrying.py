@@ -13,12 +13,13 @@ from ingestor.core.errors import IngestorError, SourceUnavailable
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
+from ingestor.telemetry import RequestKind, Telemetry
 
 _Answer = TypeVar("_Answer")
 
 log = logging.getLogger(__name__)
 
-_backoff_s = tenacity.wait_exponential_jitter(initial=0.5, max=30.0)
+_backoff_s = tenacity.wait_exponential_jitter(multiplier=0.5, max=30.0)
 
 
 class RetryingSource:
@@ -29,6 +30,7 @@ class RetryingSource:
         stop: when set, the last error is raised at once.
         patience_s: give up after so many seconds of one question; None: never.
         on_error: is told each time, in whatever thread asked.
+        telemetry: is told how long each answer took.
     """
 
     def __init__(
@@ -37,8 +39,10 @@ class RetryingSource:
         stop: threading.Event,
         patience_s: float | None,
         on_error: Callable[[IngestorError], None] = lambda _: None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._source = source
+        self._telemetry = telemetry or Telemetry("")
         self._on_error = on_error
         self._retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(SourceUnavailable),
@@ -55,22 +59,22 @@ class RetryingSource:
         return self._source.name
 
     def now_ms(self) -> int:
-        return self._ask(self._source.now_ms)
+        return self._ask("clock", self._source.now_ms)
 
     def metric_names(self, selector: Selector, time_range: TimeRange) -> list[str]:
-        return self._ask(self._source.metric_names, selector, time_range)
+        return self._ask("names", self._source.metric_names, selector, time_range)
 
     def count_series(self, selector: Selector, at_ms: int) -> int:
-        return self._ask(self._source.count_series, selector, at_ms)
+        return self._ask("count", self._source.count_series, selector, at_ms)
 
     def metric_types(self) -> dict[str, str]:
-        return self._ask(self._source.metric_types)
+        return self._ask("metadata", self._source.metric_types)
 
     def label_sets(self, selectors: Sequence[str], time_range: TimeRange) -> list[dict[str, str]]:
-        return self._ask(self._source.label_sets, selectors, time_range)
+        return self._ask("label_sets", self._source.label_sets, selectors, time_range)
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
-        return self._ask(self._source.fetch, selector, metric, time_range)
+        return self._ask("samples", self._source.fetch, selector, metric, time_range)
 
     def _before_asking_again(self, state: tenacity.RetryCallState) -> None:
         log_retry(state)
@@ -78,9 +82,13 @@ class RetryingSource:
         if isinstance(error, IngestorError):
             self._on_error(error)
 
-    def _ask(self, question: Callable[..., _Answer], *arguments: Any) -> _Answer:
+    def _ask(self, kind: RequestKind, question: Callable[..., _Answer], *arguments: Any) -> _Answer:
+        def ask() -> _Answer:
+            with self._telemetry.request(kind):
+                return question(*arguments)
+
         # A copy counts its own attempts: questions are asked from several threads, for years.
-        return self._retrying.copy()(question, *arguments)
+        return self._retrying.copy()(ask)
 
 
 def log_retry(state: tenacity.RetryCallState) -> None:

@@ -37,6 +37,7 @@ def test_both_spellings_mean_the_same() -> None:
     text = f"cpu_rate: {CPU}\njob:errors:ratio: |\n  errors / requests\n"
     assert Expressions.parse(yaml.safe_load(text)) == EXPRESSIONS
     assert Expressions.parse([f"cpu_rate={CPU}", " job:errors:ratio = errors / requests "]) == EXPRESSIONS
+    assert Expressions.parse(yaml.safe_load(text).items()) == EXPRESSIONS
     assert dict(EXPRESSIONS.by_name) == {"cpu_rate": CPU, "job:errors:ratio": "errors / requests"}
     assert Expressions.parse(['a=b == bool c{d="=e"}']).by_name == {"a": 'b == bool c{d="=e"}'}
     assert Expressions.parse({}) == Expressions.parse([]) == Expressions()
@@ -55,6 +56,7 @@ def test_both_spellings_mean_the_same() -> None:
         (yaml.safe_load("on: up"), ["name True is not text: put it in quotes"]),
         (["up"], ["an expression has no name (it says 'up')"]),
         (["=up"], ["an expression has no name (it says 'up')"]),
+        ([("a", "up"), "a=up", ["b", ""]], ["'a' is there 2 times", "'b' is empty"]),
         ([7], ["name 7 is not text"]),
         (["a="], ["the expression 'a' is empty"]),
         (["a=up", "b=up", "a=up"], ["the expression 'a' is there 2 times"]),

@@ -37,10 +37,9 @@ def fed(clock: Clock) -> Telemetry:
     telemetry = Telemetry("live", monotonic=clock, unix_s=lambda: 1_795_435_300.5)
     telemetry.activated()
     telemetry.backend_clock(RANGE.end_ms + 45_000)
-    with telemetry.request("query"):
+    with telemetry.request("samples"):
         clock.s += 0.3
-    telemetry.received("query", 12_345)
-    with pytest.raises(TooManySamples), telemetry.request("read"):
+    with pytest.raises(TooManySamples), telemetry.request("samples"):
         raise TooManySamples("too many")
     telemetry.split("range")
     telemetry.retried("kafka")
@@ -77,12 +76,11 @@ def test_a_scrape_says_what_was_told() -> None:
     assert value(telemetry, metric("series")) == 10
     assert value(telemetry, metric("publish_duration_seconds"), "_sum") == pytest.approx(0.2)
     seconds = metric("request_duration_seconds")
-    assert value(telemetry, seconds, "_count", kind="query", outcome="ok") == 1
-    assert value(telemetry, seconds, "_sum", kind="query", outcome="ok") == pytest.approx(0.3)
-    assert value(telemetry, seconds, "_bucket", kind="query", outcome="ok", le="0.25") == 0
-    assert value(telemetry, seconds, "_bucket", kind="query", outcome="ok", le="0.5") == 1
-    assert value(telemetry, seconds, "_count", kind="read", outcome="too_large") == 1
-    assert value(telemetry, metric("received_bytes_total"), kind="query") == 12_345
+    assert value(telemetry, seconds, "_count", kind="samples", outcome="ok") == 1
+    assert value(telemetry, seconds, "_sum", kind="samples", outcome="ok") == pytest.approx(0.3)
+    assert value(telemetry, seconds, "_bucket", kind="samples", outcome="ok", le="0.25") == 0
+    assert value(telemetry, seconds, "_bucket", kind="samples", outcome="ok", le="0.5") == 1
+    assert value(telemetry, seconds, "_count", kind="samples", outcome="too_large") == 1
     assert [value(telemetry, metric("splits_total"), of=of) for of in ("range", "selector")] == [1, 0]
     assert [value(telemetry, metric("retries_total"), of=of) for of in ("backend", "kafka")] == [0, 1]
     assert value(telemetry, metric("incomplete_ranges_total"), metric="huge") == 1
@@ -244,8 +242,8 @@ def test_no_count_is_lost_between_threads() -> None:
 
     def work(number: int) -> None:
         for _ in range(rounds):
-            with telemetry.request("query"):
-                telemetry.received("query", 2)
+            with telemetry.request("samples"):
+                pass
             telemetry.samples_read(NEXT, 1)
             telemetry.incomplete(f"metric_{number}")
 
@@ -254,7 +252,6 @@ def test_no_count_is_lost_between_threads() -> None:
         worker.start()
     while any(worker.is_alive() for worker in workers):
         assert (value(telemetry, metric("in_flight_samples")) or 0) <= 8 * rounds
-    assert value(telemetry, metric("request_duration_seconds"), "_count", kind="query", outcome="ok") == 8 * rounds
-    assert value(telemetry, metric("received_bytes_total"), kind="query") == 16 * rounds
+    assert value(telemetry, metric("request_duration_seconds"), "_count", kind="samples", outcome="ok") == 8 * rounds
     assert value(telemetry, metric("in_flight_samples")) == 8 * rounds
     assert value(telemetry, metric("incomplete_ranges_total"), metric="metric_7") == rounds
