@@ -26,7 +26,7 @@ check: .venv/.installed-dev ## style, types and which module may import which
 	$(BIN)/lint-imports
 
 test: .venv/.installed-dev ## make check, then all tests, on a real Kafka and a real Prometheus
-	$(BIN)/python -m ingestor.local fetch
+	$(BIN)/python -m ingestor.local fetch --backends
 	$(MAKE) check
 	$(BIN)/pytest
 

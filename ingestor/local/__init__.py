@@ -1,1 +1,1 @@
-"""Real servers as child processes: Apache Kafka and Prometheus for the demo, the tests and ``stream-app dataset``."""
+"""Real servers as child processes: Kafka and Prometheus for users, and what else the tests read from."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from ingestor.core.errors import ConfigError, IngestorError
-from ingestor.local import kafka, prometheus
+from ingestor.local import kafka, prometheus, prometheus3, victoria_metrics
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -21,7 +22,8 @@ def main() -> None:
 
 
 @main.command()
-def fetch() -> None:
+@click.option("--backends", is_flag=True, help="Also what the tests read from: Prometheus 3 and VictoriaMetrics.")
+def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
     """Download what the local servers need into the user's cache; silent when it is there.
 
     Apache Kafka's jars come from Maven's repository, Prometheus out of the distribution's package.
@@ -37,6 +39,21 @@ def fetch() -> None:
     if not prometheus.on_path() and not prometheus.binary_folder().is_dir():
         click.echo("fetching Prometheus ...")
     prometheus.find_binaries()
+    if backends:
+        if not victoria_metrics.on_path() and not victoria_metrics.program_folder().is_dir():
+            click.echo("fetching VictoriaMetrics ...")
+        _find_or_warn(victoria_metrics.find_program)
+        if not prometheus3.program_folder().is_dir():
+            click.echo(f"building Prometheus {prometheus3.VERSION} (some minutes) ...")
+        _find_or_warn(prometheus3.find_program)
+
+
+def _find_or_warn(find: Callable[[], Path]) -> None:
+    """Get what only tests need: where that cannot be, they say so and go on without."""
+    try:
+        find()
+    except ConfigError as error:
+        click.echo(f"warning: tests will be skipped: {error}", err=True)
 
 
 @main.command(name="kafka")

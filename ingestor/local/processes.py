@@ -165,7 +165,9 @@ class Child:
             self._process.stdout.close()
 
 
-def run(args: Sequence[str | Path], *, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    args: Sequence[str | Path], *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a short program to its end, with its output captured; it too ends with this process."""
     return subprocess.run(
         guarded([str(arg) for arg in args]),
@@ -175,6 +177,7 @@ def run(args: Sequence[str | Path], *, cwd: Path | None = None) -> subprocess.Co
         errors="replace",
         check=False,
         cwd=cwd,
+        env=env,
     )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,9 @@ import yaml
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once
-from ingestor.local.processes import Child, PortTakenError, run
-from ingestor.local.server import Server
-
-START_TIMEOUT_S = 60.0
-"""A start takes well below a second; replaying a large write-ahead log on a busy machine takes longer."""
+from ingestor.local.debian import take_programs
+from ingestor.local.http_server import HttpServer
+from ingestor.local.processes import Child, run
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +26,7 @@ class Binaries:
     promtool: Path
 
 
-class LocalPrometheus(Server):
+class LocalPrometheus(HttpServer):
     """A Prometheus on 127.0.0.1 only, with its data in a folder, that never forgets (retention 100 years).
 
     It ends with this process (see :class:`~ingestor.local.processes.Child`). The folder gets
@@ -46,6 +42,7 @@ class LocalPrometheus(Server):
         port: int | None = None,
         config: str | Mapping[str, Any] | None = None,
         extra_args: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
         """Describe the server; nothing runs yet.
 
@@ -54,10 +51,12 @@ class LocalPrometheus(Server):
             port: the listener; None chooses one at the first start, and this object keeps it.
             config: the configuration as YAML or as what that YAML means; None scrapes nothing.
             extra_args: more flags; a repeated flag is an error of Prometheus.
+            program: another Prometheus than that of :func:`find_binaries`.
         """
         super().__init__(folder, port)
         self._config = config
         self._extra_args = list(extra_args)
+        self._program = program
 
     @property
     def data_dir(self) -> Path:
@@ -65,23 +64,21 @@ class LocalPrometheus(Server):
         return self.folder / "data"
 
     def _launch(self, port: int) -> Child:
-        binaries = find_binaries()
+        program = self._program or find_binaries().prometheus
         self.data_dir.mkdir(parents=True, exist_ok=True)
         text = self._config if isinstance(self._config, str) else yaml.safe_dump(dict(self._config or {"global": {}}))
         (self.folder / "prometheus.yml").write_text(text)
-        return Child(self._command(binaries, port), log_path=self.folder / "prometheus.log").start()
+        return Child(self._command(program, port), log_path=self.folder / "prometheus.log").start()
 
-    def _wait_until_ready(self, child: Child, port: int) -> None:
-        _wait_until_ready(child, port, self.data_dir)
+    def _answers(self, session: requests.Session, url: str) -> bool | None:
+        if not session.get(f"{url}/-/ready", timeout=1.0).ok:
+            return None
+        flags = session.get(f"{url}/api/v1/status/flags", timeout=5.0).json()
+        return bool(flags["data"]["storage.tsdb.path"] == str(self.data_dir))
 
-    @property
-    def url(self) -> str:
-        """The base URL, without a slash at its end; known from the first start on, or from the port that was given."""
-        return f"http://127.0.0.1:{self.port}"
-
-    def _command(self, binaries: Binaries, port: int) -> list[str | Path]:
+    def _command(self, program: Path, port: int) -> list[str | Path]:
         return [
-            binaries.prometheus,
+            program,
             f"--config.file={self.folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={self.data_dir}",
             "--storage.tsdb.retention.time=100y",
@@ -140,67 +137,5 @@ def create_blocks(openmetrics_file: Path, data_dir: Path) -> None:
 
 
 def _unpack_package(target: Path) -> None:
-    """Download the distribution's package with lists and caches of our own, and keep its two programs.
-
-    Installing it would need root, and would start a service on port 9090.
-    """
     advice = "no Prometheus here: apt-get install prometheus (as root), or put prometheus and promtool on PATH"
-    if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise ConfigError(advice)
-    scratch = target.parent
-    settings = {
-        "Dir::State::lists": scratch / "lists",
-        "Dir::Cache": scratch / "cache",
-        "APT::Sandbox::User": "",  # Root's apt would download as a user who cannot enter our folder.
-        "Debug::NoLocking": "1",  # The system's lock file is root's.
-        "Acquire::Languages": "none",
-    }
-    apt = ["apt-get", "-q", *(part for key, value in settings.items() for part in ("-o", f"{key}={value}"))]
-    for folder in ("lists/partial", "cache/archives/partial"):
-        (scratch / folder).mkdir(parents=True)
-    # Its exit code says nothing: one unreachable third-party source is a failure to it.
-    update = run([*apt, "update"])
-    download = run([*apt, "download", "prometheus"], cwd=scratch)
-    packages = list(scratch.glob("prometheus_*.deb"))
-    if download.returncode != 0 or len(packages) != 1:
-        output = (update.stdout + update.stderr + download.stderr).splitlines()
-        reasons = [line for line in output if "Failed to fetch" in line or line.startswith("E:")]
-        raise ConfigError(f"{advice} ({reasons[0] if reasons else 'apt-get download failed'})")
-    unpack = run(["dpkg-deb", "-x", packages[0], scratch / "root"])
-    if unpack.returncode != 0:
-        raise ConfigError(f"{advice} ({unpack.stderr.strip()})")
-    target.mkdir()
-    for name in ("prometheus", "promtool"):
-        (scratch / "root" / "usr" / "bin" / name).rename(target / name)
-        if not os.access(target / name, os.X_OK):
-            raise ConfigError(f"{advice} (the package's {name} cannot be run)")
-
-
-def _wait_until_ready(child: Child, port: int, data_dir: Path) -> None:
-    """Return when this very server is ready.
-
-    Raises:
-        PortTakenError: somebody else listens there.
-        ConfigError: the process ended, or the time is up.
-    """
-    base = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + START_TIMEOUT_S
-    with requests.Session() as session:
-        session.trust_env = False  # A proxy from the environment does not know our loopback.
-        while time.monotonic() < deadline:
-            if child.poll() is not None:
-                last_words = child.log_tail()
-                kind = PortTakenError if "address already in use" in last_words else ConfigError
-                raise kind(f"Prometheus ended while starting; {child.log_path} says:\n{last_words}")
-            try:
-                if session.get(f"{base}/-/ready", timeout=1.0).ok:
-                    flags = session.get(f"{base}/api/v1/status/flags", timeout=5.0).json()
-                    if flags["data"]["storage.tsdb.path"] == str(data_dir):
-                        return
-                    raise PortTakenError(f"another Prometheus answers on port {port}: stop it or choose another port")
-            except (requests.RequestException, ValueError, KeyError, TypeError):
-                pass
-            time.sleep(0.02)
-    raise ConfigError(
-        f"Prometheus was not ready within {START_TIMEOUT_S:.0f} s; {child.log_path} says:\n{child.log_tail()}"
-    )
+    take_programs("prometheus", ["prometheus", "promtool"], target, advice)

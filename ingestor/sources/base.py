@@ -106,7 +106,7 @@ def tidy(block: SeriesBlock, time_range: TimeRange) -> SeriesBlock:
     left without samples go. A block that is tidy already is returned as it is.
     """
     inside = (block.timestamps_ms >= time_range.start_ms) & (block.timestamps_ms < time_range.end_ms)
-    # The query API writes every NaN as "NaN", so only binary protocols bring stale markers.
+    # The query API writes every NaN as "NaN": there it is the source that knows which are stale markers.
     inside &= block.values.view(np.int64) != STALE_MARKER_BITS
     if not inside.all():
         block = _keep(block, inside)

@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from http import HTTPStatus
+from typing import Unpack
+
+import numpy as np
 
 from ingestor.core.errors import QueryRejected, SourceUnavailable
-from ingestor.core.time_range import TimeRange, iso
+from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
-from ingestor.sources.base import SeriesBlock, tidy
-from ingestor.sources.http import HttpApi, described, shortened
+from ingestor.sources.base import STALE_MARKER_BITS, SeriesBlock, tidy
+from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, instant, shortened
 from ingestor.sources.query_json import read_matrix
 
 # Thanos, for a time of which no store has anything; and what Prometheus thinks of an expression, not of its answer.
@@ -22,11 +26,19 @@ class HttpQuerySource(HttpApi):
 
     name = "query"
 
+    def __init__(self, url: str, **settings: Unpack[HttpSettings]) -> None:
+        super().__init__(url, **settings)
+        self._has_metricsql: bool | None = None
+
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         # At end - 1 ms, Prometheus 3 gives (start - 1, end - 1], 2.x [start - 1, end - 1]: `tidy` cuts
-        # off the difference. The time is written as RFC 3339 because seconds as a float are not exact.
+        # off the difference.
         query = f"{selector.for_metric(metric)}[{time_range.length_ms}ms]"
-        block = self._matrix("query", {"query": query, "time": iso(time_range.end_ms - 1)})
+        block = self._matrix("query", {"query": query, "time": instant(time_range.end_ms - 1)})
+        not_numbers = np.isnan(block.values)
+        if not_numbers.any() and self._is_victoria_metrics():
+            # It stores no NaN but the stale marker, and shows that one: a pod's end would look like a value.
+            block.values.view(np.int64)[not_numbers] = STALE_MARKER_BITS
         return tidy(block, time_range)
 
     def _matrix(self, path: str, parameters: Mapping[str, str]) -> SeriesBlock:
@@ -47,3 +59,14 @@ class HttpQuerySource(HttpApi):
         if warnings := [text for text in answer.warnings if not _HARMLESS_WARNING.search(text)]:
             raise SourceUnavailable(f"{self.url} answered with a warning: {shortened('; '.join(warnings))}")
         return replace(answer.block, source=self.name)
+
+    def _is_victoria_metrics(self) -> bool:
+        """Ask once for what only MetricsQL knows; its other marks are a header and a version that it borrows."""
+        if self._has_metricsql is None:
+            status, retry_s, body = self._send(
+                "POST", "query", {"query": "WITH (x = 1) x"}, self.timeout_s, sized=False
+            )
+            if status != HTTPStatus.OK and status not in NOT_SUPPORTED:
+                raise self._refusal(status, retry_s, body, sized=False)
+            self._has_metricsql = status == HTTPStatus.OK
+        return self._has_metricsql

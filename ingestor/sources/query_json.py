@@ -63,7 +63,7 @@ def read_matrix(body: bytes) -> MatrixAnswer:
     series_room = len(data) // _SHORTEST_SERIES_BYTES + 1
     timestamps_ms, values = np.empty(room, np.int64), np.empty(room, np.float64)
     odd = np.empty((room, 3), np.int64)
-    offsets, labels = np.empty(series_room + 1, np.int64), np.empty((series_room, 2), np.int64)
+    offsets, labels = np.empty(series_room + 1, np.int64), np.empty((series_room, 3), np.int64)
     notes = np.zeros(_NOTES, np.int64)
 
     if not _scan(data, timestamps_ms, values, odd, offsets, labels, notes):
@@ -85,11 +85,16 @@ def read_matrix(body: bytes) -> MatrixAnswer:
 
 
 def _label_sets(body: bytes, labels: Int64Array) -> list[bytes]:
-    label_sets = [body[start:end] for start, end in labels.tolist()]
+    label_sets = [body[start:end] for start, end, _ in labels.tolist()]
     # Prometheus wrote <, > and & as \u003c, \u003e and \u0026 up to 2.42, and writes them as they are today.
-    if b"\\u" in body:
+    escaped = b"\\u" in body
+    # VictoriaMetrics writes the name first, then labels that are common, such as job and pod, then the others.
+    if escaped or labels[:, 2].any():
         try:
-            return [canonical_labels(labels) if b"\\u" in labels else labels for labels in label_sets]
+            return [
+                canonical_labels(label_set) if disorder or (escaped and b"\\u" in label_set) else label_set
+                for label_set, disorder in zip(label_sets, labels[:, 2].tolist(), strict=True)
+            ]
         except ValueError as error:
             raise SourceUnavailable("the answer holds labels that are not JSON") from error
     return label_sets
@@ -187,7 +192,7 @@ def _scan(
         values: as *timestamps_ms*.
         odd: index, start and end of each value that is left for `_fill_odd_values`.
         offsets: room for every series that *data* can hold, and one.
-        labels: start and end of each series' ``metric`` object.
+        labels: start and end of each series' ``metric`` object, and whether its names must be put in order.
         notes: counts and places, by the names ``_SERIES`` to ``_WARNINGS_END``.
     """
     at = _open(data, 0, _OPEN_OBJECT)
@@ -297,7 +302,7 @@ def _scan_series(
             at = _scan_samples(data, at + 1, timestamps_ms, values, odd, notes)
         elif _is(data, key, _METRIC) and data[at] == _OPEN_OBJECT and labels[0] < 0:
             labels[0] = at
-            at = _skip_value(data, at)
+            at, labels[2] = _scan_labels(data, at + 1)
             labels[1] = at
         elif _is(data, key, _VALUES) or _is(data, key, _METRIC):
             return -1
@@ -306,6 +311,34 @@ def _scan_series(
         else:
             at = _skip_value(data, at)
     return -1
+
+
+@_compiled
+def _scan_labels(data: Bytes, at: int) -> tuple[int, int]:
+    """Step over a label set; the second number is 1 if its names do not rise."""
+    first, before, disorder = True, -1, 0
+    while at >= 0:
+        at, key = _next_member(data, at, first)
+        first = False
+        if at < 0 or key < 0:
+            return at, disorder
+        if before >= 0 and not _rises(data, before + 1, key + 1):
+            disorder = 1
+        before = key
+        at = _skip_value(data, at)
+    return -1, 0
+
+
+@_compiled
+def _rises(data: Bytes, one: int, other: int) -> bool:
+    """Tell whether the name at *one* stands before the name at *other*, both of which end with a quote."""
+    while data[one] == data[other] and data[one] != _QUOTE:
+        one += 1
+        other += 1
+    if data[one] == _QUOTE or data[other] == _QUOTE:
+        return bool(data[one] == _QUOTE and data[other] != _QUOTE)
+    # A name with an escape is compared by canonical_labels.
+    return bool(data[one] < data[other] and data[one] != _BACKSLASH and data[other] != _BACKSLASH)
 
 
 @_compiled

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,12 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingestor.core.errors import ConfigError
+from ingestor.local import prometheus3, victoria_metrics
+from ingestor.local.debian import take_programs
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child, PortTakenError, free_port
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
+from ingestor.local.victoria_metrics import LocalVictoriaMetrics
 
 # Prints the process ids of a broker and a Prometheus that it has started, then waits to be killed.
 PARENT = """
@@ -67,6 +71,8 @@ def test_a_taken_port_is_told(kafka: LocalKafka, tmp_path: Path) -> None:
         LocalKafka(tmp_path / "kafka", port=taken).start()
     with pytest.raises(PortTakenError, match=str(taken)):
         LocalPrometheus(tmp_path / "prometheus", port=taken, config=None).start()
+    with pytest.raises(PortTakenError, match=str(taken)):
+        LocalVictoriaMetrics(tmp_path / "victoria-metrics", port=taken).start()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux can tie a process to its parent's life")
@@ -144,12 +150,70 @@ def test_prometheus_serves_blocks_made_from_openmetrics(tmp_path: Path) -> None:
         assert server.url == url
 
 
+def test_victoria_metrics_serves_what_was_imported(tmp_path: Path) -> None:
+    """History written years ago is served at once, also after a restart on the same folder and port."""
+    need(victoria_metrics.on_path() or victoria_metrics.program_folder())
+    text = tmp_path / "history.txt"
+    text.write_text('cpu{pod="a"} 1.5 1600000000000\ncpu{pod="a"} 2.5 1600000015000\n')
+    with LocalVictoriaMetrics(tmp_path / "a folder, with a comma") as server:
+        url = server.url
+        server.import_text(text)
+        for _ in range(2):
+            answer = requests.get(f"{url}/api/v1/query", {"query": "cpu[1m]", "time": "1600000020"}, timeout=10).json()
+            (series,) = answer["data"]["result"]
+            assert series["metric"] == {"__name__": "cpu", "pod": "a"}
+            assert series["values"] == [[1600000000, "1.5"], [1600000015, "2.5"]]
+            server.stop()
+            server.start()
+        assert server.url == url
+
+
+def test_prometheus_3_serves_the_blocks_of_prometheus_2(tmp_path: Path) -> None:
+    """The program that Go built runs where the distribution's does, on blocks that its promtool made."""
+    need(prometheus3.program_folder())
+    text = tmp_path / "history.om"
+    text.write_text('# TYPE cpu gauge\ncpu{pod="a"} 1.5 1600000000\n# EOF\n')
+    server = LocalPrometheus(tmp_path / "prometheus", program=prometheus3.find_program())
+    create_blocks(text, server.data_dir)
+    with server:
+        build = requests.get(f"{server.url}/api/v1/status/buildinfo", timeout=10).json()["data"]
+        assert build["version"] == prometheus3.VERSION
+        answer = requests.get(f"{server.url}/api/v1/query", {"query": "cpu[1m]", "time": "1600000020"}, timeout=10)
+        assert answer.json()["data"]["result"][0]["values"] == [[1600000000, "1.5"]]
+
+
+def test_what_the_tests_read_from_is_missed_loudly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Go or without a distribution that has the package, one line says what to do; no folder is left."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="is built with Go, and there is none on PATH"):
+        prometheus3.find_program()
+    with pytest.raises(ConfigError, match="no VictoriaMetrics here: apt-get install victoria-metrics"):
+        victoria_metrics.find_program()
+    assert not prometheus3.program_folder().exists()
+    assert not victoria_metrics.program_folder().exists()
+
+
+@pytest.mark.skipif(shutil.which("apt-get") is None, reason="no apt-get: packages come from Debian and its likes")
+def test_a_package_that_cannot_be_had_is_told(tmp_path: Path) -> None:
+    """The advice comes first, and apt's own reason behind it."""
+    with pytest.raises(ConfigError, match=r"^do this \(.+\)$"):
+        take_programs("podstream-has-no-such-package", ["x"], tmp_path / "new", "do this")
+    assert not (tmp_path / "new").exists()
+
+
 def test_promtool_says_what_it_dislikes(tmp_path: Path) -> None:
     """A text that is no OpenMetrics is refused in promtool's words."""
     text = tmp_path / "broken.om"
     text.write_text("this is not a metric\n")
     with pytest.raises(ConfigError, match=r"promtool refuses .*broken\.om"):
         create_blocks(text, tmp_path / "data")
+
+
+def need(path: Path) -> None:
+    """Skip where a server that only tests need is not there."""
+    if not path.exists():
+        pytest.skip(f"no {path}: python -m ingestor.local fetch --backends gets it, or says why not")
 
 
 def produce(servers: str, topic: str, value: bytes) -> None:

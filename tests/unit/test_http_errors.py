@@ -8,15 +8,19 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
+from ingestor.sources.http import instant
 from ingestor.sources.http_query import HttpQuerySource
 from ingestor.sources.retrying import RetryingSource
 
@@ -251,13 +255,24 @@ def test_check_gives_the_clock_and_lets_overload_pass(backend: Backend) -> None:
         source.check()
 
 
+@given(st.integers(0, 4_102_444_800_000))
+def test_a_time_is_the_same_to_every_backend(time_ms: int) -> None:
+    """Prometheus cuts whole nanoseconds, VictoriaMetrics 1.79 cuts a float of seconds, newer ones round."""
+    seconds, _, fraction = instant(time_ms).removesuffix("Z").partition(".")
+    whole_s = int(datetime.fromisoformat(f"{seconds}+00:00").timestamp())
+    nanoseconds = whole_s * 10**9 + int(fraction.ljust(9, "0"))
+    assert nanoseconds // 10**6 == time_ms
+    assert int(float(nanoseconds) / 1e9 * 1e3) == time_ms
+    assert round(float(nanoseconds) / 1e6) == time_ms
+
+
 def test_the_query_is_asked_as_documented(backend: Backend) -> None:
     """A form with selector and exact time, no compression, and no answers with holes."""
     block = HttpQuerySource(backend.url, headers={"X-Scope-OrgID": "team-a"}).fetch(PODS, "up", RANGE)
     assert block.samples == 1
     (form,), (headers,) = backend.forms, backend.headers
     assert form["query"] == ['{__name__="up",pod!=""}[60000ms]']
-    assert form["time"] == ["2023-11-14T22:14:19.999Z"]
+    assert form["time"] == ["2023-11-14T22:14:19.99925Z"]
     assert form["partial_response"] == ["false"]
     assert headers["Accept-Encoding"] == "identity"
     assert headers["X-Scope-OrgID"] == "team-a"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -307,3 +309,26 @@ def test_tidy_keeps_each_sample_of_the_range_once(
         for labels, a, b in zip(block.label_sets, block.offsets[:-1], block.offsets[1:], strict=True)
     }
     assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["b", "a"],
+        ["__name__", "A"],
+        ["aa", "a"],
+        ["a", "b", "a.b"],
+        ['a"c', 'a"b'],
+        ["a\\", "a"],
+        ["é", "z"],
+        ["b"],
+        [],
+    ],
+)
+def test_label_sets_are_spelt_in_one_way(names: list[str]) -> None:
+    """In whatever order a backend writes names, they come in the order of their bytes, as Prometheus writes them."""
+    wanted = orjson.dumps(dict.fromkeys(names, "x"), option=orjson.OPT_SORT_KEYS)
+    for order in itertools.permutations(names):
+        labels = orjson.dumps(dict.fromkeys(order, "x"))
+        body = b'{"data":{"resultType":"matrix","result":[{"metric":%b,"values":[[1,"1"]]}]}}' % labels
+        assert read_matrix(body).block.label_sets == [wanted]
