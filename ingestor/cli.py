@@ -21,6 +21,7 @@ from ingestor.options import (
     source_options,
     start_option,
 )
+from ingestor.urls import without_credentials
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for numba and pyarrow.
@@ -110,14 +111,13 @@ def _poll(flags: dict[str, Any]) -> None:
     from ingestor.sources.registry import SOURCES  # noqa: PLC0415
 
     source = SOURCES[flags.pop("source")](
-        flags["url"],
+        url := flags.pop("url"),
+        access=flags.pop("access"),
         timeout_s=flags.pop("timeout_ms") / 1000,
-        bearer_token_file=flags.pop("bearer_token_file"),
-        basic_auth_file=flags.pop("basic_auth_file"),
         connections=flags["concurrency"],
     )
     as_json, dry_run = flags.pop("as_json"), flags.pop("dry_run")
-    settings = PollerSettings(end=flags.pop("end", None), **flags)
+    settings = PollerSettings(url=without_credentials(url), end=flags.pop("end", None), **flags)
     preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
     source.check()

@@ -28,6 +28,7 @@ from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
 from ingestor.sources.retrying import RetryingSource, log_retry
 from ingestor.throttle import Throttle
+from ingestor.urls import without_credentials
 from ingestor.workloads import service_of
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class PollerSettings:
     def arguments(self) -> dict[str, Any]:
         """What makes a backfill the same backfill."""
         return {
-            "url": self.url,
+            "url": without_credentials(self.url),
             "start": self.start,
             "end": self.end,
             "match": str(self.selector),

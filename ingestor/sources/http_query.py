@@ -9,7 +9,7 @@ from ingestor.core.errors import QueryRejected, SourceUnavailable
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, tidy
-from ingestor.sources.http import HttpApi, described, shortened
+from ingestor.sources.http import HttpApi, described
 from ingestor.sources.query_json import read_matrix
 
 # Thanos, for a time of which no store has anything.
@@ -33,11 +33,11 @@ class HttpQuerySource(HttpApi):
             raise QueryRejected(f"{self.url}: {error}") from error
         except SourceUnavailable as error:
             if not body.lstrip().startswith(b"{") and body:
-                raise self._not_prometheus(described(body)) from error
+                raise self._not_prometheus(described(self._connection.redacted(body))) from error
             raise SourceUnavailable(f"{self.url}: {error}") from error
         if answer.partial:
             raise SourceUnavailable(f"{self.url} gave a partial answer: a part of its storage did not answer")
         # A store behind the backend that failed is a warning there; here it would be a gap.
         if warnings := [text for text in answer.warnings if not _HARMLESS_WARNING.search(text)]:
-            raise SourceUnavailable(f"{self.url} answered with a warning: {shortened('; '.join(warnings))}")
+            raise SourceUnavailable(f"{self.url} answered with a warning: {self._shown('; '.join(warnings))}")
         return tidy(replace(answer.block, source=self.name), time_range)
