@@ -26,6 +26,7 @@ from ingestor.options import (
     start_option,
     web_option,
 )
+from ingestor.urls import without_credentials
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for numba and pyarrow.
@@ -165,13 +166,14 @@ def _poll(flags: dict[str, Any]) -> None:
 
     expressions, step_ms, address = flags.pop("expressions"), flags.pop("step_ms"), flags.pop("web_listen_address")
     as_json, dry_run, kind = flags.pop("as_json"), flags.pop("dry_run"), flags.pop("source")
-    access: HttpSettings = {
+    url = flags.pop("url")
+    http: HttpSettings = {
+        "access": flags.pop("access"),
         "timeout_s": flags.pop("timeout_ms") / 1000,
-        "bearer_token_file": flags.pop("bearer_token_file"),
-        "basic_auth_file": flags.pop("basic_auth_file"),
         "connections": flags["concurrency"],
     }
     settings = PollerSettings(
+        url=without_credentials(url),
         end=flags.pop("end", None),
         selector=chosen_selector(flags.pop("selector"), everything=flags["everything"]),
         rules=flags.pop("relabel"),
@@ -180,9 +182,9 @@ def _poll(flags: dict[str, Any]) -> None:
         **flags,
     )
     telemetry = Telemetry(settings.command)
-    source: Any = SOURCES[kind](settings.url, **access)
+    source: Any = SOURCES[kind](url, **http)
     if expressions.by_name:
-        source = WithExpressions(source, settings.url, expressions, step_ms, **access)
+        source = WithExpressions(source, url, expressions, step_ms, **http)
     preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
     source.check()
@@ -193,7 +195,7 @@ def _poll(flags: dict[str, Any]) -> None:
     display = _display(settings, as_json=as_json)
     if not as_json:
         say(preset)
-    ready_within_s = max(5 * settings.poll_interval_ms / 1000, 2 * access["timeout_s"])
+    ready_within_s = max(5 * settings.poll_interval_ms / 1000, 2 * http["timeout_s"])
     with ExitStack() as stack:
         if address:
             web = web_server(address, telemetry, lambda: telemetry.not_ready(ready_within_s))

@@ -76,6 +76,8 @@ class _Reader:
         known = {flag: option for name in reversed(commands) for flag, option in self._options[name].items()}
         for key, value in self._pairs(node, section):
             flag = key.replace("_", "-")
+            if flag in known and _is_null(value):
+                continue
             nearest = [flag] if flag in known else difflib.get_close_matches(flag, known, 1)
             takers = [name for name in commands if nearest and nearest[0] in self._options[name]]
             for name in takers:
@@ -83,10 +85,9 @@ class _Reader:
             if flag not in known:
                 its = f"; {section} has {_listed(sorted(known))}"
                 self._fault(f"there is no such setting{_hint(flag, known) or its}", section, key)
-            elif not _is_null(value):
-                found = self._value(known[flag], value, section, key)
-                for name in takers if found is not None else ():
-                    values = self._own if section == name else self._shared
+            elif (found := self._value(known[flag], value, section, key)) is not None:
+                values = self._own if section in self._options else self._shared
+                for name in takers:
                     values[name][str(self._options[name][flag].name)] = found
 
     def _value(self, option: click.Option, node: yaml.Node, *where: str) -> Any:

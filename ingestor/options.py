@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingestor.access import Access, check_header, is_header_value
 from ingestor.command_line import set_up_logging
+from ingestor.core.errors import ConfigError
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
 from ingestor.settings import Document, Pairs
-from ingestor.urls import prometheus_url
+from ingestor.urls import prometheus_url, proxy_url
 
 if TYPE_CHECKING:
     from ingestor.kafka import Cluster
@@ -28,8 +30,9 @@ _EVERY_SERIES = '{__name__!=""}'
 class _Typed(click.ParamType):
     """A click type from a parser that raises ValueError."""
 
-    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+    def __init__(self, name: str, parse: Callable[[str], Any], *, secret: bool = False) -> None:
         self.name = name
+        self.secret = secret
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -66,9 +69,9 @@ TIME = _Typed("time", _time)
 """Stays as typed: what ``now`` and ``10d`` mean is the backend's to say."""
 
 
-def typed(name: str, parse: Callable[[str], Any]) -> click.ParamType:
-    """Return a click type from a parser that raises ValueError."""
-    return _Typed(name, parse)
+def typed(name: str, parse: Callable[[str], Any], *, secret: bool = False) -> click.ParamType:
+    """Return a click type from a parser that raises ValueError; a *secret* never shows in what is refused."""
+    return _Typed(name, parse, secret=secret)
 
 
 def config_option(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -451,10 +454,8 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="Ask for less when an answer takes longer.",
         ),
-        click.option("--bearer-token-file", type=click.Path(path_type=Path), help="Read anew for each request."),
-        click.option("--basic-auth-file", type=click.Path(path_type=Path), help="One line, user:password."),
     ]
-    function = meaning_options(function)
+    function = meaning_options(access_options(function))
     for option in reversed(options):
         function = option(function)
     return function
@@ -479,6 +480,90 @@ def meaning_arguments(flags: dict[str, Any]) -> list[str]:
     for name, promql in flags["expressions"].by_name.items():
         arguments += ["--expression", f"{name}={promql}"]
     return arguments
+
+
+class _Header(Pairs):
+    """``Name: value``; in the environment one a line."""
+
+    name = "header"
+    secret = True
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, colon, text = str(value).partition(":")
+        if not colon:
+            self.fail("a header is written like 'X-Scope-OrgID: team-a'", param, ctx)
+        try:
+            check_header(name.strip(), text.strip())
+        except ConfigError as error:
+            self.fail(str(error), param, ctx)
+        return name.strip(), text.strip()
+
+    def split_envvar_value(self, rv: str) -> list[str]:
+        return [line for line in rv.splitlines() if line.strip()]
+
+    def from_pair(self, key: str, value: str) -> str:
+        return f"{key}: {value}"
+
+
+def _token(text: str) -> str:
+    if not is_header_value(text):
+        raise ValueError("a token is one line of ASCII characters")
+    return text
+
+
+def _user_and_password(text: str) -> str:
+    if ":" not in text or not text.isprintable():
+        raise ValueError("write it like USER:PASSWORD")
+    return text
+
+
+def access_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add who we are to Prometheus, which the function gets as *access*."""
+
+    @functools.wraps(function)
+    def with_access(**flags: Any) -> Any:
+        headers = flags.pop("header")
+        names = [name.lower() for name, _ in headers]
+        if twice := next((name for name, _ in headers if names.count(name.lower()) > 1), None):
+            raise ConfigError(f"--header {twice} is given twice")
+        mine = {field: flags.pop(field) for field in Access.__dataclass_fields__ if field != "headers"}
+        return function(access=Access(headers=dict(headers), **mine), **flags)
+
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "--bearer-token",
+            metavar="TOKEN",
+            type=typed("token", _token, secret=True),
+            help="For an environment variable: a list of processes shows flags.",
+        ),
+        click.option("--bearer-token-file", type=file, help="A token, read anew for each request."),
+        click.option(
+            "--basic-auth",
+            metavar="USER:PASSWORD",
+            type=typed("user:password", _user_and_password, secret=True),
+            help="For an environment variable: a list of processes shows flags.",
+        ),
+        click.option("--basic-auth-file", type=file, help="One line, user:password; read anew for each request."),
+        click.option("--client-cert-file", type=file, help="Our certificate, PEM, for a server that wants one."),
+        click.option("--client-key-file", type=file, help="Its key, PEM, without a password."),
+        click.option("--ca-file", type=file, help="Trust the authorities in this PEM file, and no others."),
+        click.option(
+            "--header",
+            metavar="'NAME: VALUE'",
+            multiple=True,
+            type=_Header(),
+            help="Sent with every request, like X-Scope-OrgID; repeatable.",
+        ),
+        click.option(
+            "--proxy",
+            type=typed("url", proxy_url, secret=True),
+            help="For every request. [default: what HTTP_PROXY, HTTPS_PROXY and NO_PROXY say]",
+        ),
+    ]
+    for option in reversed(options):
+        with_access = option(with_access)
+    return with_access
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, for machines.")

@@ -64,7 +64,7 @@ class PollerSettings:
     end: str | None
     """None: no end, poll on for good."""
     url: str = ""
-    """As typed: part of a backfill's name."""
+    """As typed, without credentials: part of a backfill's name."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     preset: str = "kubernetes"

@@ -65,9 +65,11 @@ class Command(click.Command):
         try:
             rest = super().parse_args(ctx, args)
         except click.UsageError as first:
-            raise _refusal(ctx, [*self._faults(ctx, typed, config), *config.faults]) or first from first
+            if not (faults := [*self._faults(ctx, typed, config), *config.faults]):
+                raise
+            raise _refusal(ctx, faults) from first
         if config.faults and not ctx.resilient_parsing:
-            raise _refusal(ctx, config.faults) or click.UsageError("", ctx)
+            raise _refusal(ctx, config.faults)
         return rest
 
     def _name_variables(self, ctx: click.Context) -> None:
@@ -186,7 +188,7 @@ def _without(args: list[str], flag: str, *, with_value: bool) -> list[str]:
     return args
 
 
-def _refusal(ctx: click.Context, faults: list[Fault]) -> click.UsageError | None:
-    if len(faults) < 2:
-        return click.UsageError(str(faults[0]), ctx) if faults else None
+def _refusal(ctx: click.Context, faults: list[Fault]) -> click.UsageError:
+    if len(faults) == 1:
+        return click.UsageError(str(faults[0]), ctx)
     return click.UsageError("\n  ".join([f"{len(faults)} settings are wrong:", *map(str, faults)]), ctx)

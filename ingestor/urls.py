@@ -54,15 +54,6 @@ def without_credentials(url: str) -> str:
     return start + slashes + host + rest[len(authority) :] if slashes else _split_userinfo(url)[1]
 
 
-def password_of(url: str) -> str | None:
-    """Return the password in an address."""
-    try:
-        password = urlsplit(url).password
-    except ValueError:
-        return None
-    return unquote(password) if password else None
-
-
 def without_secrets(url: str) -> str:
     """Return an address without credentials and query, which may hold a login's state."""
     try:

@@ -6,11 +6,13 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from ingestor.access import Access
 from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
 from ingestor.options import (
     CHUNK_SIZE,
@@ -25,6 +27,7 @@ from ingestor.options import (
     source_options,
     start_option,
 )
+from ingestor.urls import split_prometheus_url, without_credentials
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for Faust, numba and pyarrow.
@@ -219,6 +222,7 @@ def dataset(**flags: Any) -> None:
         storage=flags["storage"],
         cluster=flags["cluster"],
         poller_arguments=_poller_arguments(flags),
+        poller_secrets=_poller_secrets(flags),
         partitions=flags["partitions"],
         overwrite=overwrite,
     )
@@ -231,7 +235,7 @@ def dataset(**flags: Any) -> None:
 def _poller_arguments(flags: dict[str, Any]) -> list[str]:
     """Write the poller's share of the flags as its command line has them."""
     arguments = [
-        *("--url", flags["url"], "--start", flags["start"], "--end", flags["end"]),
+        *("--url", without_credentials(flags["url"]), "--start", flags["start"], "--end", flags["end"]),
         *("--align", str(flags["chunk_size"]), "--preset", flags["preset"]),
         *("--source", flags["source"]),
         *("--settle", f"{flags['settle_ms']}ms", "--concurrency", str(flags["concurrency"])),
@@ -241,10 +245,18 @@ def _poller_arguments(flags: dict[str, Any]) -> list[str]:
     for name in ("include", "exclude"):
         for pattern in flags[name]:
             arguments += [f"--{name}", pattern]
-    for name in ("max_samples_per_second", "bearer_token_file", "basic_auth_file"):
-        if flags[name] is not None:
-            arguments += [f"--{name.replace('_', '-')}", str(flags[name])]
-    return arguments
+    if flags["max_samples_per_second"] is not None:
+        arguments += ["--max-samples-per-second", str(flags["max_samples_per_second"])]
+    return [*arguments, *flags["access"].arguments()]
+
+
+def _poller_secrets(flags: dict[str, Any]) -> dict[str, str]:
+    """Return the poller's share of what a list of processes must not show, as environment variables."""
+    access: Access = flags["access"]
+    _, in_url = split_prometheus_url(flags["url"])
+    if in_url and not access.has_credentials:
+        access = replace(access, basic_auth=in_url)
+    return access.environment("INGESTOR_BACKFILL")
 
 
 def _view(flags: dict[str, Any]) -> View:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -46,6 +46,8 @@ class DatasetSettings:
     cluster: Cluster | None
     """None: a local broker, for as long as it runs."""
     poller_arguments: list[str]
+    poller_secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """More of its settings, as environment variables: a list of processes shows flags."""
     partitions: int | None = None
     overwrite: bool = False
 
@@ -58,7 +60,7 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
         IngestorError: a part failed; the same command goes on from there.
     """
     began = time.monotonic()
-    plan = _dry_run(settings.poller_arguments)
+    plan = _dry_run(settings)
     if plan is None or stop.is_set():
         return False
     state = _State.open(settings)
@@ -79,18 +81,18 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
     return True
 
 
-def _dry_run(poller_arguments: list[str]) -> str | None:
+def _dry_run(settings: DatasetSettings) -> str | None:
     """Let the poller look at the backend before anything is started or written.
 
     Returns:
         What it will read; None where it was interrupted.
     """
     looked = subprocess.run(
-        [sys.executable, "-m", "ingestor", "backfill", "--dry-run", *poller_arguments],
+        [sys.executable, "-m", "ingestor", "backfill", "--dry-run", *settings.poller_arguments],
+        env=_environment(**settings.poller_secrets),
         capture_output=True,
         text=True,
         check=False,
-        env=_environment(),
     )
     if looked.returncode == EXIT_INTERRUPTED:
         return None
@@ -99,10 +101,10 @@ def _dry_run(poller_arguments: list[str]) -> str | None:
     return looked.stdout.strip()
 
 
-def _environment() -> dict[str, str]:
-    """Return the environment without settings of other commands: a child is told all on its command line."""
-    others = ("INGESTOR_BACKFILL_", "STREAM_APP_WORKER_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(others)}
+def _environment(**more: str) -> dict[str, str]:
+    """Return ours without settings: what a child gets, this command's own flags say."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "STREAM_APP_"))}
+    return inherited | more
 
 
 def _of_child(code: int, output: str) -> IngestorError:
@@ -243,7 +245,7 @@ class _Parts:
 
     def _poller(self) -> Child:
         arguments = ["backfill", "--json", *self._kafka, *self._settings.poller_arguments]
-        return self._child("poller", ["-m", "ingestor", *arguments], stdout=PIPE)
+        return self._child("poller", ["-m", "ingestor", *arguments], self._settings.poller_secrets, stdout=PIPE)
 
     def _worker(self) -> Child:
         view = self._view
@@ -251,13 +253,13 @@ class _Parts:
         for group_by in view.group_by:
             arguments += ["--group-by", group_by]
         return self._child(
-            "worker", ["-m", "stream_app", "worker", "--slot", "0", "--web-port", "0", *self._kafka, *arguments]
+            "worker", ["-m", "stream_app", "worker", "--slot", "0", "--web-port", "0", *self._kafka, *arguments], {}
         )
 
-    def _child(self, name: str, arguments: list[str], stdout: int | None = None) -> Child:
+    def _child(self, name: str, arguments: list[str], environment: dict[str, str], stdout: int | None = None) -> Child:
         log_path = self._state.folder / "logs" / f"{name}.log"
         log_path.unlink(missing_ok=True)
-        return Child([sys.executable, *arguments], log_path=log_path, stdout=stdout, env=_environment())
+        return Child([sys.executable, *arguments], log_path=log_path, stdout=stdout, env=_environment(**environment))
 
     def _publish(self, poller: Child, worker: Child, files: Future[FilesProgress], stop: threading.Event) -> bool:
         """Show the poller's progress until its job has ended."""

@@ -5,26 +5,21 @@ What every `Source` over HTTP has in common; each adds its ``fetch``.
 
 from __future__ import annotations
 
-import base64
 import http.client
 import re
-import socket
-import ssl
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.cookiejar import DefaultCookiePolicy
-from pathlib import Path
 from typing import Any, TypedDict
 
 import orjson
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
+from ingestor.access import Access
 from ingestor.core.errors import (
     ConfigError,
     IngestorError,
@@ -35,7 +30,8 @@ from ingestor.core.errors import (
 )
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.selector import Selector
-from ingestor.urls import split_prometheus_url, without_secrets
+from ingestor.sources.connection import Connection, Unreachable, causes_of, reason
+from ingestor.urls import without_secrets
 
 # Texts of Prometheus, Mimir, Thanos and VictoriaMetrics when a query needs too much.
 _TOO_MUCH = re.compile(
@@ -47,27 +43,25 @@ _OF_SERIES = re.compile(
 )
 # The server is busy with others' queries: this one would have been fine.
 _QUEUED = re.compile(r"queue", re.IGNORECASE)
+# Go's server, asked without TLS where it has it.
+_WANTS_TLS = "HTTP request to an HTTPS server"
 
 NOT_SUPPORTED = {400, 404, 405, 422, 501}
 _SHOWN_CHARS = 300
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
 
+ANYONE = Access()
+
 # Thanos and VictoriaMetrics: rather an error than an answer with holes. Others ignore them.
 # And for the moment that is asked for: near now, VictoriaMetrics' cached answers are those of 30 s ago.
 _AS_ASKED = {"partial_response": "false", "deny_partial_response": "1", "nocache": "1"}
 
 
-class _Unreachable(SourceUnavailable):
-    """No HTTP answer came at all."""
-
-
 class HttpSettings(TypedDict, total=False):
     """What a source over HTTP can be given beside its address; `HttpApi` says what each is."""
 
-    headers: Mapping[str, str] | None
-    bearer_token_file: Path | None
-    basic_auth_file: Path | None
+    access: Access
     timeout_s: float
     connections: int
 
@@ -77,46 +71,18 @@ class HttpApi:
 
     Args:
         url: where the API's ``/api/v1`` lies, with a path if it has one.
-        headers: sent with every request, such as ``X-Scope-OrgID``.
-        bearer_token_file: read at each request, so that a rotated token is taken up.
-        basic_auth_file: one line, ``user:password``; read at each request.
+        access: who we are there: credentials, certificates, headers, proxy.
         timeout_s: for how long a query may run, on the server and here.
         connections: kept open; the number of threads that will call at once.
 
     Raises:
-        ConfigError: the URL or a header is malformed, or both kinds of credentials are given.
+        ConfigError: the URL is malformed, or a file of certificates cannot be used.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        bearer_token_file: Path | None = None,
-        basic_auth_file: Path | None = None,
-        timeout_s: float = 120.0,
-        connections: int = 8,
-    ) -> None:
-        if bearer_token_file and basic_auth_file:
-            raise ConfigError("give --bearer-token-file or --basic-auth-file, not both")
-        try:
-            self.url, url_credentials = split_prometheus_url(url)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    def __init__(self, url: str, *, access: Access = ANYONE, timeout_s: float = 120.0, connections: int = 8) -> None:
         self.timeout_s = timeout_s
-        self._authorization = _authorization(bearer_token_file, basic_auth_file, url_credentials)
-        self._session = requests.Session()
-        adapter = HTTPAdapter(pool_connections=1, pool_maxsize=connections)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
-        # The jar is the one part of a session that threads would share for writing.
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        # On a link of a gigabit and more, unpacking gzip takes longer than the bytes that it saves.
-        self._session.headers.update({"Accept-Encoding": "identity", "User-Agent": "podstream"})
-        for name, value in (headers or {}).items():
-            if not _is_header_text(name) or not _is_header_text(value):
-                raise ConfigError(f"the header {name!r} has characters that HTTP does not allow")
-            self._session.headers[name] = value
+        self._connection = Connection(url, access, connections)
+        self.url = self._connection.url
 
     def check(self) -> int:
         """Ask for the backend's clock once, so that a wrong address is told at the start.
@@ -129,11 +95,11 @@ class HttpApi:
         """
         try:
             return self.now_ms()
-        except _Unreachable as error:
-            raise ConfigError(f"{error}: is Prometheus running there? give --url") from error
+        except Unreachable as error:
+            raise ConfigError(f"{error}: {error.advice}") from error
 
     def close(self) -> None:
-        self._session.close()
+        self._connection.close()
 
     def now_ms(self) -> int:
         return self._now_ms(self.timeout_s)
@@ -232,21 +198,17 @@ class HttpApi:
     ) -> Iterator[requests.Response]:
         """Yield an answer whose body is still to be read; what fails until the block ends becomes our own error."""
         try:
-            with self._session.request(
+            with self._connection.request(
                 method,
-                f"{self.url}/api/v1/{path}",
-                params=parameters,
+                path,
+                parameters=parameters,
                 data=data,
                 headers=headers,
-                auth=self._authorize,
                 # A second longer than the server, whose own message says more.
                 timeout=(min(_CONNECT_TIMEOUT_S, timeout_s), timeout_s + 1),
-                # A redirected POST would come back as a GET without its query.
-                allow_redirects=False,
-                stream=True,
             ) as response:
                 if HTTPStatus.MULTIPLE_CHOICES <= response.status_code < HTTPStatus.BAD_REQUEST:
-                    target = without_secrets(response.headers.get("Location", ""))
+                    target = without_secrets(self._shown(response.headers.get("Location", "")))
                     raise ConfigError(
                         f"{self.url} sends us on to {target}: give the address of Prometheus itself with --url, "
                         "or credentials if that is a login page"
@@ -255,51 +217,43 @@ class HttpApi:
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             raise self._failure(error, timeout_s, sized=sized) from error
 
-    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        # As `auth`, not as a header: requests would put ~/.netrc's credentials in a header's place.
-        if value := self._authorization():
-            request.headers["Authorization"] = value
-        return request
+    def _shown(self, text: str) -> str:
+        """Return words of the server as one short line without our secrets."""
+        return shortened(self._connection.redacted(text.encode()).decode())
 
     def _failure(self, error: Exception, timeout_s: float, *, sized: bool) -> IngestorError:
         """Say what it means that no whole HTTP answer came."""
-        causes = list(_causes(error))
+        causes = list(causes_of(error))
         kinds = tuple(map(type, causes))
-        if verification := next((cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)), None):
-            return ConfigError(
-                f"{self.url}: the TLS certificate is not trusted ({verification.verify_message}): "
-                "name your authority's file in REQUESTS_CA_BUNDLE"
-            )
+        if (known := self._connection.failure(causes)) is not None:
+            return known
         if any(issubclass(kind, urllib3.exceptions.ReadTimeoutError | requests.ReadTimeout) for kind in kinds):
             return self._too_slow(f"{self.url} did not answer within {timeout_s:g} s", sized=sized)
         if any(issubclass(kind, urllib3.exceptions.IncompleteRead | http.client.IncompleteRead) for kind in kinds):
             return SourceUnavailable(f"{self.url}: the answer was cut short")
-        return _Unreachable(f"{self.url}: cannot connect ({_reason(causes)})")
+        return Unreachable(f"{self.url}: cannot connect ({reason(causes)})")
 
     def _too_slow(self, message: str, *, sized: bool) -> IngestorError:
         # A backend that hangs times out for every query. Taken for a query that is too large, it
         # would be halved down to nothing and given up: so ask for something that costs nothing.
         if not sized:
-            return _Unreachable(message)
+            return Unreachable(message)
         try:
             self._now_ms(min(_PROBE_TIMEOUT_S, self.timeout_s))
         except IngestorError:
-            return _Unreachable(f"{message}, and does not answer time() either")
+            return Unreachable(f"{message}, and does not answer time() either")
         return TooManySamples(message)
 
     def _refusal(  # noqa: PLR0911 - a table of cases
         self, status: int, retry_after_s: float | None, body: bytes, *, sized: bool
     ) -> IngestorError:
         """Say what an answer other than 200 means."""
-        phrase = http.client.responses.get(status, "")
-        reason = f"{status} {phrase}".rstrip()
+        body = self._connection.redacted(body)
+        status_line = f"{status} {http.client.responses.get(status, '')}".rstrip()
         text = error_text(body)
-        told = f"{self.url} refused the query ({reason})" + (f": {shortened(text)}" if text else "")
-        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            # Without the body: a proxy's page says nothing, and could repeat what was sent.
-            return ConfigError(
-                f"{self.url} refused the query ({reason}): give --bearer-token-file or --basic-auth-file"
-            )
+        told = f"{self.url} refused the query ({status_line})" + (f": {shortened(text)}" if text else "")
+        if (denial := self._denial(status, text)) is not None:
+            return denial
         if status == HTTPStatus.TOO_MANY_REQUESTS:
             return SourceUnavailable(told, retry_after_s)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
@@ -313,7 +267,21 @@ class HttpApi:
                 return SourceUnavailable(told, retry_after_s)
         if text and (status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY) or _is_api_answer(body)):
             return QueryRejected(told)
-        return self._not_prometheus(f"{reason}, {described(body)}")
+        return self._not_prometheus(f"{status_line}, {described(body)}")
+
+    def _denial(self, status: int, text: str) -> IngestorError | None:
+        """Say what it means that we were not even heard; None where we were."""
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            # Without the body: a proxy's page says nothing.
+            return ConfigError(
+                f"{self.url} refused the query ({status} {http.client.responses[status]}): "
+                "give --bearer-token-file or --basic-auth-file"
+            )
+        if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
+            return self._connection.proxy_refusal(status)
+        if status == HTTPStatus.BAD_REQUEST and _WANTS_TLS in text:
+            return ConfigError(f"{self.url} speaks TLS only: give --url https://…")
+        return None
 
     def _not_prometheus(self, got: str) -> ConfigError:
         return ConfigError(
@@ -327,13 +295,13 @@ class HttpApi:
             answer = orjson.loads(body)
         except ValueError as error:
             if body and not body.lstrip().startswith(b"{"):
-                raise self._not_prometheus(described(body)) from error
+                raise self._not_prometheus(described(self._connection.redacted(body))) from error
             raise SourceUnavailable(f"{self.url}: the answer was cut short ({len(body)} bytes)") from error
         if not isinstance(answer, dict) or "status" not in answer:
             raise self._not_prometheus("JSON without a status")
         if answer["status"] != "success":
             raise QueryRejected(
-                f"{self.url} refused the query: {shortened(str(answer.get('error', 'no reason given')))}"
+                f"{self.url} refused the query: {self._shown(str(answer.get('error', 'no reason given')))}"
             )
         if answer.get("isPartial") is True:
             raise SourceUnavailable(f"{self.url} gave a partial answer: a part of its storage did not answer")
@@ -350,40 +318,6 @@ class HttpApi:
             return Decimal(result[1])
         except (TypeError, KeyError, IndexError, InvalidOperation) as error:
             raise self._not_prometheus("JSON without a value") from error
-
-
-def _authorization(
-    bearer_token_file: Path | None, basic_auth_file: Path | None, url_credentials: str | None
-) -> Callable[[], str | None]:
-    if bearer_token_file:
-        return lambda: f"Bearer {_secret_line(bearer_token_file, '--bearer-token-file')}"
-    if basic_auth_file:
-        return lambda: _basic(_secret_line(basic_auth_file, "--basic-auth-file"))
-    return lambda: _basic(url_credentials) if url_credentials else None
-
-
-def _secret_line(path: Path, flag: str) -> str:
-    """Read a secret; it never shows in a message."""
-    try:
-        secret = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise ConfigError(f"cannot read {flag} {path}: {what}") from error
-    if not secret.isprintable() or not secret:
-        raise ConfigError(f"{flag} {path} must hold one line")
-    if flag == "--basic-auth-file" and ":" not in secret:
-        raise ConfigError(f"{flag} {path} must hold user:password")
-    if flag == "--bearer-token-file" and not secret.isascii():
-        raise ConfigError(f"{flag} {path} holds characters that no token has")
-    return secret
-
-
-def _basic(credentials: str) -> str:
-    return "Basic " + base64.b64encode(credentials.encode()).decode()
-
-
-def _is_header_text(text: str) -> bool:
-    return bool(text) and text.isascii() and text.isprintable() and text == text.strip()
 
 
 def instant(time_ms: int) -> str:
@@ -408,39 +342,6 @@ def retry_after_s(response: requests.Response) -> float | None:
     except ValueError:
         return None
     return max((until.replace(tzinfo=until.tzinfo or UTC) - datetime.now(UTC)).total_seconds(), 0.0)
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an exception and all that it wraps: requests and urllib3 wrap in four different ways."""
-    waiting, seen = [error], set[int]()
-    while waiting:
-        cause = waiting.pop(0)
-        if id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        wrapped = (cause.__cause__, cause.__context__, getattr(cause, "reason", None), *cause.args)
-        waiting.extend(inner for inner in wrapped if isinstance(inner, BaseException))
-
-
-def _reason(causes: list[BaseException]) -> str:
-    words: dict[type[BaseException], str] = {
-        ConnectionRefusedError: "connection refused",
-        socket.gaierror: "unknown host",
-        requests.ConnectTimeout: "no answer to the connection",
-        http.client.RemoteDisconnected: "it closed the connection without an answer",
-        ConnectionResetError: "connection reset",
-        BrokenPipeError: "connection reset",
-        http.client.BadStatusLine: "it does not speak HTTP",
-        ssl.SSLError: "TLS failed: is it http:// rather than https://?",
-    }
-    for kind, text in words.items():
-        if any(isinstance(cause, kind) for cause in causes):
-            return text
-    return (
-        next((cause.strerror for cause in causes if isinstance(cause, OSError) and cause.strerror), None)
-        or type(causes[-1]).__name__
-    )
 
 
 def _is_api_answer(body: bytes) -> bool:

@@ -14,7 +14,7 @@ from ingestor.core.errors import QueryRejected, SourceUnavailable
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.base import STALE_MARKER_BITS, SeriesBlock, tidy
-from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, instant, shortened
+from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, instant
 from ingestor.sources.query_json import read_matrix
 
 # Thanos, for a time of which no store has anything; and what Prometheus thinks of an expression, not of its answer.
@@ -51,13 +51,13 @@ class HttpQuerySource(HttpApi):
             raise QueryRejected(f"{self.url}: {error}") from error
         except SourceUnavailable as error:
             if not body.lstrip().startswith(b"{") and body:
-                raise self._not_prometheus(described(body)) from error
+                raise self._not_prometheus(described(self._connection.redacted(body))) from error
             raise SourceUnavailable(f"{self.url}: {error}") from error
         if answer.partial:
             raise SourceUnavailable(f"{self.url} gave a partial answer: a part of its storage did not answer")
         # A store behind the backend that failed is a warning there; here it would be a gap.
         if warnings := [text for text in answer.warnings if not _HARMLESS_WARNING.search(text)]:
-            raise SourceUnavailable(f"{self.url} answered with a warning: {shortened('; '.join(warnings))}")
+            raise SourceUnavailable(f"{self.url} answered with a warning: {self._shown('; '.join(warnings))}")
         return replace(answer.block, source=self.name)
 
     def _is_victoria_metrics(self) -> bool:

@@ -96,7 +96,7 @@ class RemoteReadSource(HttpApi):
                     f"{self.url} sends chunks of the unknown encoding {error}: read with --source query"
                 ) from error
             except (SourceUnavailable, TooManySamples) as error:
-                raise type(error)(f"{self.url}: {error}") from error
+                raise type(error)(f"{self.url}: {self._shown(str(error))}") from error
         return tidy(samples.block(), time_range)
 
     def _check(self, response: requests.Response) -> None:
@@ -108,13 +108,13 @@ class RemoteReadSource(HttpApi):
                 return
             raise self._unsupported("an answer without an end")
         if status == HTTPStatus.OK:
-            raise self._unsupported(f"the content type {shortened(kind) or 'none'!r}")
-        body = response.raw.read(_REFUSAL_BYTES, decode_content=True)
+            raise self._unsupported(f"the content type {self._shown(kind) or 'none'!r}")
+        body = self._connection.redacted(response.raw.read(_REFUSAL_BYTES, decode_content=True))
         text = error_text(body)
         if status == HTTPStatus.INTERNAL_SERVER_ERROR and _BAD_MATCHER.search(text):
             raise QueryRejected(f"{self.url} refused the query: {shortened(text)}")
         if status in NOT_SUPPORTED - {HTTPStatus.UNPROCESSABLE_ENTITY}:
-            raise self._unsupported(f"{status} {response.reason}, {described(body)}")
+            raise self._unsupported(f"{status} {self._shown(response.reason)}, {described(body)}")
         raise self._refusal(status, retry_after_s(response), body, sized=True)
 
     def _unsupported(self, got: str) -> RemoteReadUnsupported:

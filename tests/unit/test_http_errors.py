@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingestor.access import Access
 from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
@@ -268,7 +269,7 @@ def test_a_time_is_the_same_to_every_backend(time_ms: int) -> None:
 
 def test_the_query_is_asked_as_documented(backend: Backend) -> None:
     """A form with selector and exact time, no compression, and no answers with holes."""
-    block = HttpQuerySource(backend.url, headers={"X-Scope-OrgID": "team-a"}).fetch(PODS, "up", RANGE)
+    block = HttpQuerySource(backend.url, access=Access(headers={"X-Scope-OrgID": "team-a"})).fetch(PODS, "up", RANGE)
     assert block.samples == 1
     (form,), (headers,) = backend.forms, backend.headers
     assert form["query"] == ['{__name__="up",pod!=""}[60000ms]']
@@ -288,11 +289,11 @@ def test_credentials_are_read_at_each_request(
     token, basic = tmp_path / "token", tmp_path / "basic"
     token.write_text("first\n")
     basic.write_text("me:s3cr:t\n")
-    source = HttpQuerySource(backend.url, bearer_token_file=token)
+    source = HttpQuerySource(backend.url, access=Access(bearer_token_file=token))
     source.now_ms()
     token.write_text("second\n")
     source.now_ms()
-    HttpQuerySource(backend.url, basic_auth_file=basic).now_ms()
+    HttpQuerySource(backend.url, access=Access(basic_auth_file=basic)).now_ms()
     HttpQuerySource(backend.url.replace("://", "://me:p%40w@")).now_ms()
     HttpQuerySource(backend.url).now_ms()
     assert [headers.get("Authorization") for headers in backend.headers] == [
@@ -313,7 +314,7 @@ def test_a_bad_credentials_file_is_told_without_its_content(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigError) as caught:
-        HttpQuerySource(backend.url, bearer_token_file=path).now_ms()
+        HttpQuerySource(backend.url, access=Access(bearer_token_file=path)).now_ms()
     assert str(path) in str(caught.value)
     assert "s3cr" not in str(caught.value)
     assert backend.headers == []
@@ -333,9 +334,9 @@ def test_credentials_in_the_url_are_never_shown(backend: Backend) -> None:
 def test_settings_that_contradict_are_told(tmp_path: Path) -> None:
     """At construction, not at the first request."""
     with pytest.raises(ConfigError, match="not both"):
-        HttpQuerySource("http://x", bearer_token_file=tmp_path, basic_auth_file=tmp_path)
+        Access(bearer_token_file=tmp_path, basic_auth_file=tmp_path)
     with pytest.raises(ConfigError, match="the header 'X-A'") as caught:
-        HttpQuerySource("http://x", headers={"X-A": "s3cret\r\nHost: y"})
+        Access(headers={"X-A": "s3cret\r\nHost: y"})
     assert "s3cret" not in str(caught.value)
 
 

@@ -237,6 +237,14 @@ def test_what_a_file_has_wrong_is_told(tmp_path: Path, text: str, told: str) -> 
     assert "s3cret" not in line
 
 
+def test_a_key_without_a_value_is_not_set(tmp_path: Path) -> None:
+    """A template that leaves a value empty means the default; what is required is still missing."""
+    path = config(tmp_path, "backfill: {url:, start: , settle: 1}")
+    told = faults(invoke(ingestor, "--config", path, "backfill"))
+    assert [line.split(":")[0] for line in told] == ["--start", "--url", path]
+    assert told[0].startswith("--start: is missing: RFC 3339")
+
+
 def test_help_comes_before_faults(tmp_path: Path) -> None:
     """Who asks what is allowed must not have to know it."""
     path = config(tmp_path, TEN_FAULTS)
