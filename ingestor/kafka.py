@@ -26,6 +26,7 @@ CONNECT_TIMEOUT_S = 10.0
 """A broker that does not answer for so long is not there."""
 
 _FIRST_LOOK_S = 1.0
+_CHECKED_BROKERS = 3
 
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
@@ -110,18 +111,36 @@ def connect(cluster: Cluster) -> AdminClient:
     # A client that is not let in waits out its time: look for the reason soon.
     for timeout_s in (_FIRST_LOOK_S, CONNECT_TIMEOUT_S):
         try:
-            admin.list_topics(timeout=timeout_s)
+            brokers = admin.list_topics(timeout=timeout_s).brokers.values()
         except KafkaException as error:
             if why := refusal(cluster.bootstrap_servers, cluster.security):
                 raise ConfigError(f"Kafka at {why}") from error
             admin.raise_if_refused()
             last = error
         else:
+            _check_advertised([f"{broker.host}:{broker.port}" for broker in brokers], cluster.security)
             return admin
+    if admin.tls_failure is not None:
+        raise ConfigError(
+            f"Kafka at {cluster.bootstrap_servers} and we do not agree on TLS ({reason(admin.tls_failure)}): "
+            "look at --kafka-ca-file and at the brokers' certificates"
+        ) from last
     raise ConfigError(
         f"no Kafka broker answers at {cluster.bootstrap_servers} ({reason(last)}): "
         "is it running there? give --bootstrap-servers"
     ) from last
+
+
+def _check_advertised(servers: list[str], security: Security) -> None:
+    """Refuse a cluster whose brokers call themselves by names that their certificates do not have.
+
+    The address that was given can be fine all the same, and every later call would only time out.
+
+    Raises:
+        ConfigError: one of the first few is such a broker.
+    """
+    if security.encrypted and (why := refusal(",".join(servers[:_CHECKED_BROKERS]), security)):
+        raise ConfigError(f"Kafka answers, but its broker {why}")
 
 
 class _Admin(AdminClient):
@@ -130,6 +149,7 @@ class _Admin(AdminClient):
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._refused: KafkaError | None = None
+        self.tls_failure: KafkaError | None = None
         config: dict[str, Any] = {**client_config(cluster), "error_cb": self._hear}
         super().__init__(config)
 
@@ -148,6 +168,8 @@ class _Admin(AdminClient):
     def _hear(self, error: KafkaError) -> None:
         if is_refusal(error):
             self._refused = error
+        elif error.code() == KafkaError._SSL:  # noqa: SLF001 - the library has no public name for it
+            self.tls_failure = error
 
 
 def is_refusal(error: KafkaError) -> bool:

@@ -83,7 +83,7 @@ def _advice(code: int) -> str:
     if code in (_EXPIRED, _NOT_YET_VALID):
         return "it must be renewed, or this machine's clock is wrong"
     if code in (_OTHER_NAME, _OTHER_ADDRESS):
-        return "give --bootstrap-servers as the certificate names them"
+        return "brokers must be called as their certificates say, by --bootstrap-servers and by advertised.listeners"
     return "give the authority that signed it as --kafka-ca-file"
 
 

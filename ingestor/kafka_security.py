@@ -81,7 +81,7 @@ class Security:
             }
         if self.encrypted:
             files = {
-                "ssl.ca.location": self.ca_file,
+                "ssl.ca.location": self.ca_file or _system_authorities(),
                 "ssl.certificate.location": self.cert_file,
                 "ssl.key.location": self.key_file,
             }
@@ -179,6 +179,12 @@ def _secret(flag: str, path: Path | None) -> str:
     if not secret or "\n" in secret or "\0" in secret:
         raise ConfigError(f"{flag} {path} must hold one line, the password")
     return secret
+
+
+def _system_authorities() -> str | None:
+    """Return the file or folder that Python trusts (SSL_CERT_FILE and SSL_CERT_DIR count), for others to trust too."""
+    paths = ssl.get_default_verify_paths()
+    return paths.cafile or paths.capath
 
 
 def _words(error: OSError) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
-from ingestor.kafka import CONNECT_TIMEOUT_S, failure
+from ingestor.kafka import CONNECT_TIMEOUT_S, failure, is_settling
 from stream_app.pipeline import View
+
+_SETTLED_S = 30.0
 
 
 def check_view(admin: AdminClient, view: View) -> None:
@@ -33,16 +37,29 @@ def _refuse_missing_rights(admin: AdminClient, view: View) -> None:
     topics = admin.describe_topics(
         TopicCollection(list(names)), include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
     )
-    groups = admin.describe_consumer_groups(
-        [view.group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
-    )
     asked = [(f"topic {name}", names[name], future.result().authorized_operations) for name, future in topics.items()]
-    for name, future in groups.items():
-        asked.append((f"consumer group {name}", AclOperation.READ, future.result().authorized_operations))
+    asked.append((f"consumer group {view.group_id}", AclOperation.READ, _rights_to_group(admin, view.group_id)))
     # A broker that does not say what is allowed will refuse it later.
     missing = [f"{right.name} on the {what}" for what, right, given in asked if given and right not in given]
     if missing:
         raise ConfigError(f"Kafka does not allow it: let --kafka-user have {' and '.join(missing)}")
+
+
+def _rights_to_group(admin: AdminClient, group_id: str) -> list[AclOperation] | None:
+    """Ask what may be done with a group, until its coordinator is ready, or is not for long."""
+    deadline = time.monotonic() + _SETTLED_S
+    while True:
+        groups = admin.describe_consumer_groups(
+            [group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
+        )
+        try:
+            operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
+        except KafkaException as error:
+            if not is_settling(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+        else:
+            return operations
 
 
 def _refuse_second_writer(admin: AdminClient, view: View) -> None:

@@ -43,13 +43,14 @@ class BrokerSecurity:
         names = ["SASL_SSL", *self.more_listeners]
         ports = [port, *(listener.port for listener in self.more_listeners.values())]
         lines = [f"{name}://127.0.0.1:{at}" for name, at in zip(names, ports, strict=True)]
+        called = [f"{n}://{li.advertised}:{li.port}" for n, li in self.more_listeners.items()]
         protocols = ["SASL_SSL:SASL_SSL", *(f"{n}:{li.protocol}" for n, li in self.more_listeners.items())]
         passwords = {user: _quotable(self.client(user).password()) for user in self.password_files}
         known = " ".join(f'user_{user}="{password}"' for user, password in passwords.items())
         itself = f'username="{ADMIN}" password="{passwords[ADMIN]}"'
         settings = {
             "listeners": ",".join([*lines, f"CONTROLLER://127.0.0.1:{controller_port}"]),
-            "advertised.listeners": ",".join(lines),
+            "advertised.listeners": ",".join([lines[0], *called]),
             "listener.security.protocol.map": ",".join([*protocols, "CONTROLLER:PLAINTEXT"]),
             "inter.broker.listener.name": "SASL_SSL",
             "sasl.mechanism.inter.broker.protocol": "PLAIN",
@@ -84,6 +85,8 @@ class Listener:
     port: int
     protocol: str = "SASL_SSL"
     """``SASL_SSL``, ``SSL`` or ``SASL_PLAINTEXT``."""
+    advertised: str = "127.0.0.1"
+    """The host as the broker tells it to clients."""
     key_store: Path | None = None
     """None: the broker's own."""
     client_certificates: bool = False

@@ -120,6 +120,7 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         more_listeners={
             "EXPIRED": Listener(free_port(), key_store=authority.issue("expired", days=0)),
             "ELSEWHERE": Listener(free_port(), key_store=authority.issue("elsewhere", address="DNS:kafka.example")),
+            "MISCALLED": Listener(free_port(), advertised="localhost"),
             "CERTIFIED": Listener(free_port(), "SSL", client_certificates=True),
             "BARE": Listener(free_port(), "SASL_PLAINTEXT"),
         },
@@ -231,6 +232,10 @@ def refusals(secured: Secured) -> dict[str, tuple[Guest, list[str]]]:
         "an unknown authority": (secured.guest(USER, ca_file=None, tls=True), ["issuer", "--kafka-ca-file"]),
         "an expired certificate": (secured.at("EXPIRED", knows_nobody), ["expired", "renewed"]),
         "another host's certificate": (secured.at("ELSEWHERE", knows_nobody), ["127.0.0.1", "--bootstrap-servers"]),
+        "a name that the certificate has not": (
+            secured.at("MISCALLED", knows_nobody),
+            ["its broker localhost", "advertised.listeners"],
+        ),
         "no client certificate": (
             secured.at("CERTIFIED", Security(ca_file=ca_file)),
             ["client certificate", "--kafka-cert-file", "--kafka-key-file"],
@@ -267,6 +272,12 @@ def test_who_is_not_let_in_is_told_why(secured: Secured) -> None:
         assert all(word in str(refused.value) for word in words), (what, str(refused.value))
         assert "no Kafka broker answers" not in str(refused.value)
         assert time.monotonic() - began < 8, what
+
+
+def test_the_systems_authorities_count_for_both_clients(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a file of ours, librdkafka trusts whom Python trusts."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.security.ca_file))
+    connect(secured.guest(USER, ca_file=None, tls=True).cluster)
 
 
 def test_a_cluster_that_is_not_there_is_not_called_wrong(secured: Secured) -> None:
