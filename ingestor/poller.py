@@ -36,6 +36,7 @@ from ingestor.sources.retrying import RetryingSource, log_retry
 from ingestor.splitting import Splits
 from ingestor.standby import Standby
 from ingestor.telemetry import Telemetry
+from ingestor.urls import without_credentials
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class PollerSettings:
     end: str | None
     """None: no end, poll on for good."""
     url: str = ""
-    """As typed, without credentials: part of a backfill's name."""
+    """As typed: part of a backfill's name, but for credentials in it."""
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     preset: str = "kubernetes"
@@ -126,7 +127,7 @@ class PollerSettings:
     def arguments(self) -> dict[str, Any]:
         """What makes a backfill the same backfill."""
         return {
-            "url": self.url,
+            "url": without_credentials(self.url),
             "start": self.start,
             "end": self.end,
             "align": str(self.align) if self.align else None,
@@ -369,7 +370,7 @@ class Poller:
         if position.ended:
             log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
             return
-        wanted = settings.selected | {"url": settings.url}
+        wanted = settings.selected | {"url": settings.arguments["url"]}
         if changed := [name for name, value in wanted.items() if position.arguments.get(name) != value]:
             log.warning("job goes on with another selection than it began with", extra={"changed": changed})
         log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})

@@ -286,7 +286,7 @@ def test_a_job_and_its_settings_hold_no_password() -> None:
         return PollerSettings(Cluster("x"), Topics(), PODS, "1d", "now", url)
 
     assert settings(f"me:{SECRET}@").arguments["url"] == "https://prometheus/path"
-    assert settings(f"me:{SECRET}@").job == settings("me:other@").job == settings("").job
+    assert settings(f"me:{SECRET}@").command == settings("me:other@").command == settings("").command
 
 
 @pytest.mark.parametrize(

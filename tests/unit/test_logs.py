@@ -193,8 +193,8 @@ def test_the_command_lines_log_in_text() -> None:
     ("arguments", "code", "error"),
     [
         (["--url", "http://127.0.0.1:1", "--start", "1h"], 2, "is Prometheus running there? give --url"),
-        (["--url", "http://127.0.0.1:1"], 2, "Missing option '--start'"),
-        (["--start", "1h", "--url", "x", "--settle", "soon"], 2, "Invalid value for '--settle'"),
+        (["--url", "http://127.0.0.1:1"], 2, "--start: is missing"),
+        (["--start", "1h", "--url", "x", "--settle", "soon"], 2, "--settle: 'soon' is not a duration"),
     ],
 )
 @pytest.mark.parametrize("first", [True, False])

@@ -227,7 +227,10 @@ def test_flags_win_over_the_environment_and_this_over_the_file(
         ("run: {settle: 1m, settle: 2m}", "run: settle: is there twice"),
         ("run: {selector: x}", "run: selector: there is no such setting"),
         ("run: {<<: 3}", "expected a mapping"),
-        ("worker: {method: mean}", "worker: there is no such section; it is one of backfill, run, cancel, defaults"),
+        (
+            "worker: {method: mean}",
+            "worker: there is no such section; it is one of backfill, run, cancel, status, defaults",
+        ),
     ],
 )
 def test_what_a_file_has_wrong_is_told(tmp_path: Path, text: str, told: str) -> None:

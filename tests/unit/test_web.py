@@ -262,9 +262,9 @@ def test_many_scrapes_at_once() -> None:
     with web_server(ANY_PORT, telemetry, lambda: None) as url, ThreadPoolExecutor(8) as pool:
 
         def scrape(_: int) -> bytes:
-            telemetry.received("query", 1)
+            telemetry.split("range")
             return answer_to(url, b"GET /metrics HTTP/1.0\r\nAccept: application/openmetrics-text\r\n\r\n")
 
         answers = list(pool.map(scrape, range(200)))
     assert all(answer.startswith(b"HTTP/1.0 200 ") and answer.endswith(b"# EOF\n") for answer in answers)
-    assert b'received_bytes_total{kind="query"} 200.0\n' in telemetry.exposition("")[0]
+    assert b'splits_total{of="range"} 200.0\n' in telemetry.exposition("")[0]
