@@ -1,0 +1,126 @@
+"""`ingestor run --recheck`: samples that came late are read after all, and change only the windows that they are in."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import files
+import pytest
+import remote_write
+from commands import ingestor, run, view_of, worker, write_files
+
+from ingestor.kafka import connect, ensure_topics, read_to_end
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+from stream_app.records import Record, decode_record
+
+PODS = ("web-0", "web-1")
+WINDOW_MS = 2_000
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """One that takes what is pushed, also out of order."""
+    config = {"global": {"scrape_interval": "1m"}, "storage": {"tsdb": {"out_of_order_time_window": "10m"}}}
+    flags = ["--web.enable-remote-write-receiver"]
+    with LocalPrometheus(tmp_path_factory.mktemp("late"), config=config, extra_args=flags) as server:
+        yield server
+
+
+def push(server: LocalPrometheus, pod: str, time_ms: int, value: float) -> None:
+    labels = {"__name__": "queue_depth", "namespace": "shop", "pod": pod}
+    remote_write.push(server.url, [(labels, time_ms, value)])
+
+
+def records(kafka: LocalKafka, prefix: str) -> list[Record]:
+    return [decode_record(m.value()) for p in range(2) for m in read_to_end(kafka.cluster, f"{prefix}.pods", p)]
+
+
+def test_late_samples_are_read_once_more(kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path) -> None:
+    """Of two pods and some windows, one window of one pod is emitted again, with revision 1 and its right sum."""
+    prefix = "rechecked"
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", prefix]
+    flags = ["--settle", "1s", "--poll-interval", "1s", "--recheck", "8s", "--url", prometheus.url]
+    view = view_of(prefix, "2s", "sum")
+    ensure_topics(connect(kafka.cluster), view.topics, 2)
+    truth: dict[tuple[str, int], list[float]] = {}
+
+    def sent(pod: str, time_ms: int, value: float) -> None:
+        push(prometheus, pod, time_ms, value)
+        truth.setdefault((pod, time_ms // WINDOW_MS * WINDOW_MS), []).append(value)
+
+    poller = Child(ingestor("run", *where, *flags), log_path=tmp_path / "poller.log")
+    late_ms = 0
+    with worker(kafka, view, tmp_path / "worker.log") as child, poller:
+        began = time.monotonic()
+        deadline = began + 90
+        while time.monotonic() < deadline:
+            now_ms = int(time.time() * 1000)
+            for number, pod in enumerate(PODS):
+                sent(pod, now_ms, float(number + now_ms % 100))
+            time.sleep(0.5)
+            seen = records(kafka, prefix)
+            whole = [r for r in seen if not r.partial and r.revision == 0 and r.pod == "web-0"]
+            if len(whole) >= 2 and not late_ms:
+                # The live reading has passed this window, its second reading has not.
+                late_ms = whole[-1].window_start_ms + 777
+                sent("web-0", late_ms, 1_000.0)
+            if late_ms and any(r.window_start_ms > late_ms + 14_000 for r in seen):
+                break
+            assert child.poll() is None, child.log_tail()
+            assert poller.poll() is None, poller.log_tail()
+        # Until the second reading has passed what was looked at.
+        wait_until_rechecked(where, late_ms + 6_000, deadline)
+        found = records(kafka, prefix)
+    changed = [(r.pod, r.window_start_ms) for r in found if r.revision]
+    window_ms = late_ms // WINDOW_MS * WINDOW_MS
+    assert changed == [("web-0", window_ms)], "only what changed is emitted again, once"
+    [record] = [r for r in found if r.revision]
+    assert (record.revision, record.job, record.partial) == (1, "live.recheck", False)
+    assert record.metrics["queue_depth"] == sum(truth["web-0", window_ms])
+    write_files(kafka, view, tmp_path / "data")
+    rows = files.read(tmp_path / "data", pods=True)
+    last_ms = max(window for _, pod, window in rows)
+    for (_, pod, start_ms), metrics in rows.items():
+        if min(window for _, _, window in rows) < start_ms < last_ms:
+            assert metrics["queue_depth"] == pytest.approx(sum(truth[pod, start_ms]), rel=1e-12)
+
+
+def wait_until_rechecked(where: list[str], until_ms: int, deadline: float) -> None:
+    while time.monotonic() < deadline:
+        states = map(json.loads, run(ingestor("status", "--json", *where)).stdout.splitlines())
+        if any(s["job"] == "live.recheck" and s["position"] > iso_of(until_ms) for s in states):
+            time.sleep(2)
+            return
+        time.sleep(0.5)
+    raise TimeoutError("the second reading does not come")
+
+
+def iso_of(time_ms: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time_ms / 1000))
+
+
+def test_a_recheck_that_is_not_wanted_any_longer_ends(
+    kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path
+) -> None:
+    """It would hold the worker's place back for good; wanted again, it begins anew."""
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", "given-up"]
+    command = ingestor("run", *where, "--settle", "1s", "--poll-interval", "1s", "--url", prometheus.url)
+    for flags, wanted in [
+        (["--recheck", "2s"], {"live.recheck": False}),
+        ([], {"live.recheck": True}),
+        (["--recheck", "2s"], {"live.recheck": True, "live.recheck-2": False}),
+    ]:
+        with Child([*command, *flags], log_path=tmp_path / "poller.log") as poller:
+            deadline = time.monotonic() + 30
+            while True:
+                states = map(json.loads, run(ingestor("status", "--json", *where)).stdout.splitlines())
+                found = {state["job"]: state["ended"] for state in states}
+                if found.pop("live", None) is False and found == wanted:
+                    break
+                assert time.monotonic() < deadline, (found, poller.log_tail())
+                time.sleep(0.3)
