@@ -7,6 +7,7 @@ import click
 import pytest
 
 from ingestor.cli import cli as ingestor
+from ingestor.telemetry import METRICS
 from stream_app.cli import cli as stream_app
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,15 @@ def test_the_readme_names_no_flag_that_does_not_exist():
     known = {flag for group, name in COMMANDS for flag in flags_of(group.commands[name])}
     known |= {"--config", "--help", "--version", "--start_time", "--end_time", "--chunk_size", "--storage_path"}
     assert set(re.findall(r"--[a-z][a-z_-]+", README)) <= known
+
+
+def test_every_metric_is_in_the_readme():
+    """Name, type, labels and meaning are those of the code, and the README has no other."""
+    for metric in METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        assert f"| `{metric.name}` | {metric.kind} | {labels}".rstrip() in README
+        assert metric.meaning in README
+    assert set(re.findall(r"podstream_poller_\w+", README)) == {metric.name for metric in METRICS}
 
 
 def test_the_file_map_is_complete():
