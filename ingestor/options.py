@@ -423,14 +423,14 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--range-samples",
             type=click.IntRange(min=1000),
-            default=3_000_000,
+            default=2_000_000,
             show_default=True,
             help="What a range aims at: fewer need less memory, more are faster.",
         ),
         click.option(
             "--max-in-flight-samples",
             type=click.IntRange(min=1000),
-            default=10_000_000,
+            default=5_000_000,
             show_default=True,
             help="What is read and not yet published, at most: bounds memory.",
         ),

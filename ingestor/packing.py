@@ -55,44 +55,63 @@ def pack(
     time_range: TimeRange, source: str, fetched: list[FetchedSeries], catalogue: Catalogue, partitions: int
 ) -> PackedRange:
     """Route and pack the samples of *time_range*."""
-    ids, begins, lengths, timestamps_ms, values = _joined(fetched)
-    routed = np.flatnonzero((ids >= 0) & (lengths > 0))
-    partition = catalogue.partition(ids[routed])
-    packed: list[list[bytes]] = []
+    rows = _Rows.of(fetched, catalogue)
+    packed = []
     for number in range(partitions):
-        rows = routed[partition == number]
-        offsets = np.concatenate(([0], np.cumsum(lengths[rows])))
-        stamps, floats = _gather(begins[rows], offsets, timestamps_ms, values)
-        packed.append(list(_chunks(ids[rows], offsets, stamps, floats, catalogue)))
-    return PackedRange(time_range, source, int(lengths[routed].sum()), len(np.unique(ids[routed])), packed)
+        chosen = np.flatnonzero(rows.partition == number)
+        ids, offsets, stamps, floats = rows.gathered(chosen, fetched)
+        packed.append(list(_chunks(ids, offsets, stamps, floats, catalogue)))
+    return PackedRange(time_range, source, int(rows.length.sum()), len(np.unique(rows.id)), packed)
 
 
-def _joined(fetched: list[FetchedSeries]) -> tuple[Int64Array, Int64Array, Int64Array, Int64Array, Float64Array]:
-    """Return ids, first samples and lengths of all rows, and all samples."""
-    if not fetched:
-        empty = np.empty(0, np.int64)
-        return empty, empty, empty, empty, np.empty(0)
-    shifts = np.cumsum([0] + [len(part.values) for part in fetched[:-1]])
-    return (
-        np.concatenate([part.ids for part in fetched]),
-        np.concatenate([part.offsets[:-1] + shift for part, shift in zip(fetched, shifts, strict=True)]),
-        np.concatenate([np.diff(part.offsets) for part in fetched]),
-        np.concatenate([part.timestamps_ms for part in fetched]),
-        np.concatenate([part.values for part in fetched]),
-    )
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """All rows of a range that are routed anywhere: which part each is in, and where its samples begin there."""
+
+    part: Int64Array
+    begin: Int64Array
+    length: Int64Array
+    id: Int64Array
+    partition: Int64Array
+
+    @classmethod
+    def of(cls, fetched: list[FetchedSeries], catalogue: Catalogue) -> _Rows:
+        nothing = [np.empty(0, np.int64)]
+        lengths = np.concatenate(nothing + [np.diff(part.offsets) for part in fetched])
+        ids = np.concatenate(nothing + [part.ids for part in fetched])
+        parts = np.repeat(np.arange(len(fetched)), [len(part.ids) for part in fetched])
+        begins = np.concatenate(nothing + [part.offsets[:-1] for part in fetched])
+        kept = np.flatnonzero((ids >= 0) & (lengths > 0))
+        return cls(parts[kept], begins[kept], lengths[kept], ids[kept], catalogue.partition(ids[kept]))
+
+    def gathered(
+        self, rows: Int64Array, fetched: list[FetchedSeries]
+    ) -> tuple[Int64Array, Int64Array, Int64Array, Float64Array]:
+        """Return ids, offsets and samples of some rows, laid one behind the other."""
+        offsets = np.concatenate(([0], np.cumsum(self.length[rows])))
+        stamps, floats = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.float64)
+        # Part by part, out of where it was decoded: all of a range in one piece would be memory for nothing.
+        edges = np.searchsorted(self.part[rows], np.arange(len(fetched) + 1))
+        for part, first, last in zip(fetched, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+            begins = self.begin[rows[first:last]]
+            _gather(begins, offsets[first : last + 1], part.timestamps_ms, part.values, stamps, floats)
+        return self.id[rows], offsets, stamps, floats
 
 
 @numba.njit(cache=True, nogil=True)
 def _gather(
-    begins: Int64Array, offsets: Int64Array, timestamps_ms: Int64Array, values: Float64Array
-) -> tuple[Int64Array, Float64Array]:
-    """Lay the samples of rows one behind the other: row i comes from ``begins[i]`` and goes to ``offsets[i]``."""
-    stamps, floats = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.float64)
+    begins: Int64Array,
+    offsets: Int64Array,
+    timestamps_ms: Int64Array,
+    values: Float64Array,
+    stamps: Int64Array,
+    floats: Float64Array,
+) -> None:
+    """Copy the samples of rows: row i comes from ``begins[i]`` and goes to ``offsets[i]``."""
     for row in range(len(begins)):
         shift = begins[row] - offsets[row]
         for i in range(offsets[row], offsets[row + 1]):
             stamps[i], floats[i] = timestamps_ms[i + shift], values[i + shift]
-    return stamps, floats
 
 
 def _chunks(

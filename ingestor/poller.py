@@ -90,7 +90,7 @@ class PollerSettings:
     max_samples_per_second: float | None = None
     concurrency: int = 4
     range_samples: int = schedule.TARGET_SAMPLES
-    max_in_flight_samples: int = 10_000_000
+    max_in_flight_samples: int = 5_000_000
     waits_for_its_turn: bool = False
     """What to do where another poller of the same jobs runs: wait until it ends, or take over."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ingestor.core.time_range import TimeRange
 
-TARGET_SAMPLES = 3_000_000
+TARGET_SAMPLES = 2_000_000
 """Large enough that requests and transactions cost little beside the samples, small enough for memory."""
 
 _SCRAPE_INTERVAL_MS = 15_000
