@@ -28,8 +28,6 @@ year of pod churn, and keeps the labels below what Arrow's 32-bit offsets can re
 _TAKE_IN_ROWS = 20_000
 """As Python objects a series needs kilobytes, as columns some hundred bytes."""
 
-_LABEL_PARTS = 16
-
 _SUFFIX_TYPES = {"_total": "counter", "_count": "counter", "_sum": "counter", "_bucket": "counter"}
 
 
@@ -116,12 +114,12 @@ class Catalogue:
         place, metric = self._place[ids], self._metric[ids]
         codes = {"namespace": namespace[place], "pod": pod[place], "service": service[place], "metric": metric}
         columns: dict[str, Any] = {field: self._names[field].dictionary(code) for field, code in codes.items()}
-        labels = pa.chunked_array(self._labels).take(pa.array(ids)).combine_chunks()
-        if isinstance(labels, pa.ChunkedArray):
-            labels = pa.concat_arrays(labels.chunks) if labels.num_chunks else pa.array([], _LABELS)
+        if len(self._labels) > 1:
+            # In one piece: out of several, each take would join them all anew.
+            self._labels = [pa.concat_arrays(self._labels)]
         return columns | {
             "type": self._types_of(metric),
-            "labels": labels,
+            "labels": self._labels[0].take(pa.array(ids)),
             "fingerprint": self._fingerprints[ids],
         }
 
@@ -189,8 +187,6 @@ class Catalogue:
         self._metric = np.concatenate([self._metric, np.array(metrics, np.int32)])
         self._fingerprints = np.concatenate([self._fingerprints, np.array(fingerprints, np.uint64)])
         self._labels.append(pa.array(labels, _LABELS))
-        if len(self._labels) > _LABEL_PARTS:
-            self._labels = [pa.concat_arrays(self._labels)]
 
 
 class _Places:

@@ -18,7 +18,8 @@ _MAX_VALUE_BYTES = 900_000
 """Kafka's default limits are 1,048,588 B a message on the broker and 1,000,000 B in clients."""
 
 _CHUNK_SAMPLES = 150_000
-"""At 4.7 B a sample (zstd, measured) a chunk is then below the limit; others are halved."""
+_CHUNK_ROWS = 12_000
+"""At 4.7 B a sample (zstd, measured), and 50 B a series' labels, a chunk is then below the limit; others are halved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +119,12 @@ def _chunks(
     ids: Int64Array, offsets: Int64Array, timestamps_ms: Int64Array, values: Float64Array, catalogue: Catalogue
 ) -> Iterator[bytes]:
     """Yield message values, cutting rows where a message is full."""
-    total = len(values)
-    for first in range(0, total, _CHUNK_SAMPLES):
-        yield from _encoded(ids, offsets, timestamps_ms, values, catalogue, first, min(first + _CHUNK_SAMPLES, total))
+    first, rows = 0, len(ids)
+    while first < offsets[rows]:
+        row = int(np.searchsorted(offsets, first, "right")) - 1
+        last = min(first + _CHUNK_SAMPLES, int(offsets[min(row + _CHUNK_ROWS, rows)]))
+        yield from _encoded(ids, offsets, timestamps_ms, values, catalogue, first, last)
+        first = last
 
 
 def _encoded(
