@@ -277,8 +277,9 @@ class Poller:
             self._bounds()
         partitions = ensure_topics(admin, settings.topics, settings.partitions)
         with ExitStack() as stack:
-            standby = stack.enter_context(Standby(settings.cluster, settings.topics, settings.command))
-            if settings.waits_for_its_turn:
+            waits = settings.waits_for_its_turn
+            standby = stack.enter_context(Standby(settings.cluster, settings.topics, settings.command, waits=waits))
+            if waits:
                 self.telemetry.standing_by()
                 if not standby.wait_for_turn(self.stop):
                     return self._last

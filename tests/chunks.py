@@ -1,0 +1,64 @@
+"""What stands on the range-chunk topic, and whether it is as it must be."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pandas as pd
+
+from ingestor.core import wire
+from ingestor.core.chunk import Marker, RangeChunk
+from ingestor.core.time_range import TimeRange
+from ingestor.core.topics import Topics
+from ingestor.kafka import Cluster, connect, partition_counts, read_to_end
+
+Stream = list[RangeChunk | Marker]
+
+
+def read(cluster: Cluster, topics: Topics) -> list[Stream]:
+    """Return the committed messages of each partition, in order."""
+    partitions = partition_counts(connect(cluster))[topics.range_chunks]
+    return [
+        [wire.decode(message.headers(), message.value()) for message in read_to_end(cluster, topics.range_chunks, p)]
+        for p in range(partitions)
+    ]
+
+
+def assert_adjoining(streams: list[Stream], job: str) -> TimeRange:
+    """Check sequences and markers of a job; return the time that they cover in every partition."""
+    covered = set()
+    for stream in streams:
+        mine = [message for message in stream if message.header.job == job]
+        assert [message.header.sequence for message in mine] == list(range(len(mine))), "a hole or a double"
+        ranges = [m.header.time_range for m in mine if isinstance(m, Marker) and not m.ends_job]
+        assert all(a.end_ms == b.start_ms for a, b in pairwise(ranges)), "ranges must adjoin"
+        covered.add(TimeRange(ranges[0].start_ms, ranges[-1].end_ms))
+    (time_range,) = covered
+    return time_range
+
+
+def samples(streams: list[Stream]) -> pd.DataFrame:
+    """Return all samples as they stand: columns namespace, pod, metric, series, timestamp (ms), value."""
+    rows = []
+    for stream in streams:
+        for series in (message.series for message in stream if isinstance(message, RangeChunk)):
+            columns = [getattr(series, name).to_pylist() for name in ("namespace", "pod", "metric", "labels")]
+            for row, (namespace, pod, metric, labels) in enumerate(zip(*columns, strict=True)):
+                inside = slice(series.offsets[row], series.offsets[row + 1])
+                rows += [
+                    (namespace, pod, metric, series_name(dict(labels)), timestamp, value)
+                    for timestamp, value in zip(
+                        series.timestamps_ms[inside].tolist(), series.values[inside].tolist(), strict=True
+                    )
+                ]
+    return frame(rows)
+
+
+def series_name(labels: dict[str, str]) -> str:
+    """Return one spelling of a series' labels; the metric's name is none of them."""
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()) if name != "__name__")
+
+
+def frame(rows: list[tuple[str, str, str, str, int, float]]) -> pd.DataFrame:
+    """Return rows as `oracle.windows` takes them."""
+    return pd.DataFrame(rows, columns=["namespace", "pod", "metric", "series", "timestamp", "value"])
