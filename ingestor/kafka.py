@@ -306,7 +306,8 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
     Raises:
         PublishError: the broker stopped answering, or a transaction stays open.
     """
-    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True})
+    # Reaching the end is told only once the broker answers, which it would put off for half a second.
+    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
     try:
         at = TopicPartition(topic, partition, 0)
         end = _high_watermark(cluster, topic, partition)
