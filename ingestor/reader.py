@@ -6,7 +6,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import repeat
@@ -32,11 +32,16 @@ _TYPES_EVERY_S = 600.0
 RANGES_AT_ONCE = 2
 """While one is packed, the next one's requests are under way."""
 
-_LONGER_AFTER = 10
-"""A length that was refused is tried again after so many ranges that went well."""
+_ANY_LENGTH_MS = 2**62
+_LONGER_AFTER, _LONGER_AFTER_AT_MOST = 4, 512
+"""Twice the length is tried after so many parts that went well; each time that it is refused, after twice as many."""
 
-_ATTEMPTS_WITH_LITTLE = 4
-"""One series and one second that takes too long is asked for so often: a server may only be busy."""
+_ASKED_AGAIN = 3
+"""What takes too long and cannot be halved is asked for again so often, for a server may only be busy; the more of
+the metric is lost already, the less."""
+
+_HOPE_EVERY = 10
+"""A metric that is refused altogether is halved in one of so many ranges, and else asked for in one piece."""
 
 
 class Placing(Protocol):
@@ -101,7 +106,7 @@ class RangeReader:
         # The catalogue belongs to one range at a time.
         self._lock = threading.Lock()
         self._throttle = Throttle(samples_per_second, stop)
-        self._metrics: dict[str, _Metric] = {}
+        self._metrics: dict[tuple[str, int], _Metric] = {}
         self._without_pod = 0
         self._requests = ThreadPoolExecutor(concurrency, "request")
         self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "range")
@@ -159,75 +164,88 @@ class RangeReader:
         return self._catalogue
 
     def _read_metric(self, name: str, selectors: Sequence[Selector], time_range: TimeRange) -> _Answer:
-        metric = self._metrics.setdefault(name, _Metric(name))
-        answer = _Answer()
-        for selector in selectors:
+        whole = _Answer()
+        for number, selector in enumerate(selectors):
+            metric = self._metrics.setdefault((name, number), _Metric(name))
+            answer = _Answer(in_one_piece=metric.is_hopeless)
             self._read_part(metric, selector, time_range, answer)
-        answer.refused = _joined(answer.refused)
-        metric.note(time_range, answer)
-        self._throttle.spend(answer.samples)
-        self._telemetry.samples_read(time_range, answer.samples)
-        if answer.refused:
+            metric.note(answer)
+            whole.blocks += answer.blocks
+            whole.refused += answer.refused
+        whole.refused = _joined(whole.refused)
+        self._throttle.spend(whole.samples)
+        self._telemetry.samples_read(time_range, whole.samples)
+        if whole.refused:
             self._telemetry.incomplete(name)
-        if answer.histograms and not metric.has_histograms:
+        if whole.histograms and not metric.has_histograms:
             metric.has_histograms = True
             log.warning("native histograms are not supported; their samples are left out", extra={"metric": name})
-        return answer
+        return whole
 
     def _read_part(self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer) -> None:
         """Add the samples of a part of a metric; where the backend refuses so many, of its halves."""
-        if time_range.length_ms > metric.longest_ms:
+        if time_range.length_ms > max(metric.longest_ms, answer.shortest_ms) and not answer.in_one_piece:
             for half in time_range.halves():
                 self._read_part(metric, selector, half, answer)
             return
+        error = self._ask(metric, selector, time_range, answer)
+        if error is None:
+            metric.went_well(time_range.length_ms)
+            return
+        parts = self._halves(metric, selector, time_range, answer, error)
+        for narrower, shorter in parts:
+            self._read_part(metric, narrower, shorter, answer)
+        if not parts:
+            self._insist(metric, selector, time_range, answer, error)
+
+    def _ask(
+        self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
+    ) -> TooManySamples | QueryRejected | None:
+        """Add what the backend gives; return why, where it refuses."""
+        if self._stop.is_set():
+            raise SourceUnavailable("stopped while reading")
         try:
-            block = self._ask(metric, selector, time_range, answer)
+            answer.blocks.append(self._source.fetch(selector, metric.name, time_range))
         except RemoteReadUnsupported:
             raise
         except (TooManySamples, QueryRejected) as error:
-            for narrower, shorter in self._cut(metric, selector, time_range, answer, error):
-                self._read_part(metric, narrower, shorter, answer)
-        else:
-            answer.blocks.append(block)
+            return error
+        return None
 
-    def _ask(self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer) -> SeriesBlock:
-        attempts = 1 if time_range.length_ms > answer.shortest_ms else _ATTEMPTS_WITH_LITTLE
-        for attempt in range(attempts):
-            if self._stop.is_set():
-                raise SourceUnavailable("stopped while reading")
-            try:
-                return self._source.fetch(selector, metric.name, time_range)
-            except TooManySamples:
-                if attempt == attempts - 1:
-                    raise
-                self._stop.wait(2.0**attempt)
-        raise AssertionError
-
-    def _cut(
+    def _halves(
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
-    ) -> Iterator[tuple[Selector, TimeRange]]:
-        """Yield the halves of what was refused; where it cannot be halved, it is refused for good."""
-        told = {"metric": metric.name, "start": time_range.start_ms, "end": time_range.end_ms, "error": str(error)}
-        if not metric.is_hopeless:
-            if isinstance(error, TooManySeries) and (
-                halves := self._series_halves(metric, selector, time_range, answer)
-            ):
-                log.info("query had too many series; halving its selector", extra=told)
-                yield from ((half, time_range) for half in halves)
-                return
-            if time_range.length_ms > answer.shortest_ms:
-                log.info("query was refused; halving its range", extra=told)
-                self._telemetry.split("range")
-                if isinstance(error, TooManySamples):
-                    metric.shorten(time_range.length_ms // 2)
-                yield from ((selector, half) for half in time_range.halves())
-                return
-            if halves := self._series_halves(metric, selector, time_range, answer):
-                log.info("query was refused; halving its selector", extra=told)
-                yield from ((half, time_range) for half in halves)
+    ) -> list[tuple[Selector, TimeRange]]:
+        """Return the halves of what was refused, by time or by series; nothing where it is not to be halved."""
+        if answer.in_one_piece:
+            return []
+        told = _told(metric, selector, time_range, error)
+        is_long = time_range.length_ms > answer.shortest_ms
+        # Halving the series costs a question more, which lists them: so only where the error asks for it, or time ends.
+        if (isinstance(error, TooManySeries) or not is_long) and (
+            halves := self._series_halves(metric, selector, time_range, answer)
+        ):
+            log.info("query was refused; halving its selector", extra=told)
+            self._telemetry.split("selector")
+            return [(half, time_range) for half in halves]
+        if not is_long:
+            return []
+        log.info("query was refused; halving its range", extra=told)
+        self._telemetry.split("range")
+        if isinstance(error, TooManySamples):
+            metric.was_refused(time_range.length_ms)
+        return [(selector, half) for half in time_range.halves()]
+
+    def _insist(
+        self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
+    ) -> None:
+        """Ask again for what cannot be halved, a few times, before it is refused for good."""
+        for attempt in range(answer.asked_again if isinstance(error, TooManySamples) else 0):
+            self._stop.wait(2.0**attempt)
+            if self._ask(metric, selector, time_range, answer) is None:
                 return
         answer.refused.append(Refused(metric.name, time_range.start_ms, time_range.end_ms))
-        log.error("the backend refuses samples for good; they are missing", extra={**told, "selector": str(selector)})
+        told = _told(metric, selector, time_range, error)
+        log.error("the backend refuses samples for good; they are missing", extra=told)
 
     def _series_halves(
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
@@ -239,9 +257,7 @@ class RangeReader:
             return None
         if len(label_sets) <= answer.fewest_series:
             return None
-        if halves := halves_by_series(selector, label_sets):
-            self._telemetry.split("selector")
-        return halves
+        return halves_by_series(selector, label_sets)
 
     def _note_without_pod(self, catalogue: Catalogue) -> None:
         if catalogue.without_pod > self._without_pod:
@@ -253,6 +269,8 @@ class RangeReader:
 class _Answer:
     """One metric's samples in one range, and what is missing of them."""
 
+    in_one_piece: bool = False
+    """What is refused is not halved."""
     blocks: list[SeriesBlock] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
@@ -266,38 +284,74 @@ class _Answer:
 
     @property
     def shortest_ms(self) -> int:
-        """What is not halved any more: a second, and twice as much each time that something was refused for good.
+        """What is not halved any more: a second, and twice as much for each stretch that was refused for good.
 
         A single bad second is then found, and a bad day costs some dozen questions, not a hundred thousand.
         """
-        return _SHORTEST_MS << min(len(self.refused), 30)
+        return _SHORTEST_MS << min(len(set(self.refused)), 30)
 
     @property
     def fewest_series(self) -> int:
         return 1 << min(len(self.refused), 30)
 
+    @property
+    def asked_again(self) -> int:
+        return 0 if self.in_one_piece else max(_ASKED_AGAIN - len(self.refused), 0)
+
 
 @dataclass(slots=True)
 class _Metric:
-    """What the ranges before have taught about one metric."""
+    """What the questions so far have taught about one metric."""
 
     name: str
-    longest_ms: int = 2**62
-    """The next ranges do not ask again for what was refused; but by and by for more."""
-    is_hopeless: bool = False
-    """Nothing at all came of the last range: it is asked for once a range, in one piece."""
+    longest_ms: int = _ANY_LENGTH_MS
+    """Nothing longer is asked for; by and by it grows again."""
     has_histograms: bool = False
+    _known_ms: int = _ANY_LENGTH_MS
+    """So much went well, as far as is known; what is longer is a try."""
+    _longer_after: int = _LONGER_AFTER
     _went_well: int = 0
+    _lost_ranges: int = 0
 
-    def shorten(self, longest_ms: int) -> None:
-        self.longest_ms, self._went_well = min(self.longest_ms, longest_ms), -1
+    @property
+    def is_hopeless(self) -> bool:
+        """Nothing at all came of the last range, and it is not time to try everything once more."""
+        return self._lost_ranges % _HOPE_EVERY > 0
 
-    def note(self, time_range: TimeRange, answer: _Answer) -> None:
-        self.is_hopeless = bool(answer.refused) and not answer.blocks
-        if time_range.length_ms > self.longest_ms:
+    def was_refused(self, length_ms: int) -> None:
+        """Note that so much was too much."""
+        self._went_well = 0
+        if length_ms > self._known_ms:
+            self.longest_ms = self._known_ms
+            self._longer_after = min(2 * self._longer_after, _LONGER_AFTER_AT_MOST)
+        else:
+            # As a half is at most: it ends with a whole second.
+            self.longest_ms = self._known_ms = -(-length_ms // 2000) * 1000
+            self._longer_after = _LONGER_AFTER
+
+    def went_well(self, length_ms: int) -> None:
+        """Note that so much was not too much."""
+        if length_ms > self._known_ms:
+            self._known_ms, self.longest_ms = length_ms, max(self.longest_ms, length_ms)
+            self._longer_after, self._went_well = _LONGER_AFTER, 0
+        elif 2 * length_ms > self.longest_ms:
             self._went_well += 1
-            if self._went_well >= _LONGER_AFTER:
+            if self._went_well >= self._longer_after:
                 self.longest_ms, self._went_well = 2 * self.longest_ms, 0
+
+    def note(self, answer: _Answer) -> None:
+        """Note what came of a range."""
+        self._lost_ranges = self._lost_ranges + 1 if answer.refused and not answer.samples else 0
+
+
+def _told(metric: _Metric, selector: Selector, time_range: TimeRange, error: Exception) -> dict[str, object]:
+    return {
+        "metric": metric.name,
+        "start": time_range.start_ms,
+        "end": time_range.end_ms,
+        "selector": str(selector),
+        "error": str(error),
+    }
 
 
 def _joined(refused: list[Refused]) -> list[Refused]:

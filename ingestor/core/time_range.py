@@ -31,12 +31,15 @@ class TimeRange:
         return self.end_ms - self.start_ms
 
     def halves(self) -> tuple[TimeRange, TimeRange]:
-        """Cut in the middle.
+        """Cut in the middle, or at the whole second next to it that lies inside.
 
         Raises:
             ValueError: the range is a single millisecond.
         """
         middle = self.start_ms + self.length_ms // 2
+        whole = floor_ms(middle + 500, 1000)
+        if self.start_ms < whole < self.end_ms:
+            middle = whole
         return TimeRange(self.start_ms, middle), TimeRange(middle, self.end_ms)
 
 

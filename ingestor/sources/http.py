@@ -42,7 +42,9 @@ _OF_SERIES = re.compile(
     r"(number of|too many|exceeds?)( matching| unique)* (time ?)?series|series limit", re.IGNORECASE
 )
 # The server is busy with others' queries: this one would have been fine.
-_QUEUED = re.compile(r"queue", re.IGNORECASE)
+_BUSY = re.compile(
+    r"queue|concurren|outstanding|too many (\w+ )?(requests|connections|files)|rate limit", re.IGNORECASE
+)
 # Go's server, asked without TLS where it has it.
 _WANTS_TLS = "HTTP request to an HTTPS server"
 
@@ -261,7 +263,7 @@ class HttpApi:
         if status in (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.GATEWAY_TIMEOUT):
             return self._too_slow(told, sized=sized)
         if status == HTTPStatus.UNPROCESSABLE_ENTITY or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            if sized and _TOO_MUCH.search(text) and not _QUEUED.search(text):
+            if sized and _TOO_MUCH.search(text) and not _BUSY.search(text):
                 return TooManySeries(told) if _OF_SERIES.search(text) else TooManySamples(told)
             if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
                 return SourceUnavailable(told, retry_after_s)

@@ -125,11 +125,14 @@ class RemoteReadSource(HttpApi):
         now_s = time.monotonic()
         known = self._external_labels
         if known is None or now_s > known[0] + _EXTERNAL_LABELS_S:
-            known = self._external_labels = (now_s, self._ask_external_labels())
+            known = self._external_labels = (now_s, self._ask_external_labels(is_known=bool(known and known[1])))
         return known[1]
 
-    def _ask_external_labels(self) -> dict[str, str]:
+    def _ask_external_labels(self, *, is_known: bool) -> dict[str, str]:
         status, retry_s, body = self._send("GET", "status/config", {}, self.timeout_s, sized=False)
+        if status in NOT_SUPPORTED and is_known:
+            # A gateway's page, in place of a server that has told them before.
+            raise SourceUnavailable(f"{self.url} does not tell its external labels any longer ({status})")
         if status in NOT_SUPPORTED:
             # Mimir and Cortex have no such labels and tell no configuration.
             return {}

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 
 _backoff_s = tenacity.wait_exponential_jitter(multiplier=0.5, max=30.0)
 
+_MOST_ASKED_S = 300.0
+"""A backend that asks for more is asked again all the same: its date may be a broken gateway's."""
+
 
 class RetryingSource:
     """Passes every question on, again and again while the answer is `SourceUnavailable`.
@@ -99,7 +102,7 @@ def log_retry(state: tenacity.RetryCallState) -> None:
 
 
 def _wait_s(state: tenacity.RetryCallState) -> float:
-    """Return the exponential wait, or as long as the backend asked for."""
+    """Return the exponential wait, or as long as the backend asked for, within reason."""
     error = state.outcome.exception() if state.outcome else None
     asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
-    return max(_backoff_s(state), asked_s or 0.0)
+    return max(_backoff_s(state), min(asked_s or 0.0, _MOST_ASKED_S))

@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,9 +16,17 @@ from urllib.parse import parse_qs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from misbehaving import WEB_PAGE, Answer, HurriedEvent, api_error, hang_up, reply
 
 from ingestor.access import Access
-from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
+from ingestor.core.errors import (
+    ConfigError,
+    IngestorError,
+    QueryRejected,
+    SourceUnavailable,
+    TooManySamples,
+    TooManySeries,
+)
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.http import instant
@@ -31,8 +39,6 @@ CLOCK = json.dumps({"status": "success", "data": {"resultType": "scalar", "resul
 MATRIX = (
     b'{"status":"success","data":{"resultType":"matrix","result":[{"metric":{"a":"b"},"values":[[1700000000,"1"]]}]}}'
 )
-
-Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
 class Backend:
@@ -67,28 +73,8 @@ class Backend:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
 
 
-def reply(status: int, body: bytes | str, **headers: str) -> Answer:
-    def answer(handler: BaseHTTPRequestHandler) -> None:
-        data = body.encode() if isinstance(body, str) else body
-        handler.send_response(status)
-        for name, value in ({"Content-Length": str(len(data)), "Connection": "close"} | headers).items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(data)
-
-    return answer
-
-
-def api_error(status: int, text: str, kind: str = "execution", **headers: str) -> Answer:
-    return reply(status, json.dumps({"status": "error", "errorType": kind, "error": text}), **headers)
-
-
 def silence(handler: BaseHTTPRequestHandler) -> None:
     time.sleep(3)
-    handler.close_connection = True
-
-
-def hang_up(handler: BaseHTTPRequestHandler) -> None:
     handler.close_connection = True
 
 
@@ -124,9 +110,6 @@ def backend() -> Iterator[Backend]:
     backend.server.server_close()
 
 
-WEB_PAGE = "<!DOCTYPE html><html><body>login</body></html>"
-
-
 @pytest.mark.parametrize(
     ("answer", "kind", "message"),
     [
@@ -141,6 +124,10 @@ WEB_PAGE = "<!DOCTYPE html><html><body>login</body></html>"
         (api_error(422, "cannot select more than -search.maxSamplesPerQuery=1 samples"), TooManySamples, "more than"),
         (api_error(503, "query timed out in expression evaluation", "timeout"), TooManySamples, "timed out"),
         (api_error(503, "query timed out in query queue", "timeout"), SourceUnavailable, "query queue"),
+        (reply(503, "too many concurrent requests"), SourceUnavailable, "too many concurrent"),
+        (reply(500, "too many outstanding requests"), SourceUnavailable, "too many outstanding"),
+        (api_error(503, "rate limit exceeded"), SourceUnavailable, "rate limit"),
+        (api_error(422, "the number of matching timeseries exceeds 10"), TooManySeries, "exceeds 10"),
         (reply(413, ""), TooManySamples, "413"),
         (reply(504, WEB_PAGE), TooManySamples, "504 Gateway Timeout"),
         (api_error(422, "multiple matches for labels"), QueryRejected, "multiple matches for labels"),
@@ -387,3 +374,16 @@ def test_label_sets_are_asked_for_again(backend: Backend) -> None:
     source = RetryingSource(HttpQuerySource(backend.url), threading.Event(), None)
     assert source.label_sets(["up"], RANGE) == [{"pod": "a"}]
     assert len(backend.forms) == 2
+
+
+def test_a_wait_that_is_asked_for_has_a_bound(backend: Backend) -> None:
+    """A gateway's clock may be years ahead, and a number of seconds larger than any timer takes."""
+    answers = iter([reply(429, "", Retry_After="9" * 30), reply(503, "", Retry_After="Fri, 01 Jan 2100 00:00:00 GMT")])
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        next(answers, reply(200, MATRIX))(handler)
+
+    backend.answer = answer
+    stop = HurriedEvent()
+    assert RetryingSource(HttpQuerySource(backend.url), stop, None).fetch(PODS, "up", RANGE).samples == 1
+    assert [round(wait_s) for wait_s in stop.waits_s] == [300, 300]

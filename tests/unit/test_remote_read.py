@@ -23,6 +23,7 @@ from test_xor import encode, float_bits
 from ingestor.core.errors import ConfigError, IngestorError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
+from ingestor.sources import remote_read
 from ingestor.sources.base import STALE_MARKER_BITS, canonical_labels
 from ingestor.sources.frames import UnknownEncodingError, crc32c, scan_frames
 from ingestor.sources.remote_read import RemoteReadSource, RemoteReadUnsupported
@@ -506,6 +507,19 @@ def test_unknown_external_labels_forbid_remote_read(
     backend.configuration = configuration
     with pytest.raises(RemoteReadUnsupported, match=refusal):
         RemoteReadSource(backend.url).fetch(PODS, "up", RANGE)
+
+
+def test_external_labels_are_not_forgotten_for_an_error_page(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Taken for none, they would make other series of the same ones."""
+    monkeypatch.setattr(remote_read, "_EXTERNAL_LABELS_S", -1.0)
+    backend.configuration = (200, "global:\n  external_labels:\n    pod: a\n")
+    source = RemoteReadSource(backend.url)
+    assert {b'{"__name__":"up"}'} < set(source.fetch(PODS, "up", RANGE).label_sets)
+    backend.configuration = (404, "default backend - 404")
+    with pytest.raises(SourceUnavailable, match="does not tell its external labels any longer"):
+        source.fetch(PODS, "up", RANGE)
+    backend.configuration = (200, "global: {}\n")
+    assert source.fetch(PODS, "up", RANGE).samples == 11
 
 
 def test_a_backend_without_a_configuration_has_no_external_labels(backend: Backend) -> None:

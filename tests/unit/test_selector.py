@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from misbehaving import finds
 
-from ingestor.selector import Matcher, Selector
+from ingestor.selector import Matcher, Selector, halves_by_series
 
 
 @pytest.mark.parametrize(
@@ -92,3 +93,55 @@ def test_any_selector_is_read_back(matchers: list[Matcher]) -> None:
     """Whatever characters names and values have, writing and reading gives the same matchers."""
     selector = Selector(tuple(matchers))
     assert Selector.parse(str(selector)) == selector
+
+
+_LABEL_SETS = st.lists(
+    st.dictionaries(
+        st.sampled_from(["pod", "container", "le", "odd name"]),
+        st.text(st.sampled_from("ab.\\+*?()|[]{}^$-/#&~ \n\té\"'\u2028")) | st.text(st.characters(codec="utf-8")),
+    ),
+    max_size=12,
+)
+
+
+@given(_LABEL_SETS, _LABEL_SETS)
+def test_halves_are_disjoint_and_complete(listed: list[dict[str, str]], others: list[dict[str, str]]) -> None:
+    """Every series is in one half, also one that was not listed; halving goes on until each is alone."""
+    selector = Selector.parse('{pod!="none"}')
+    waiting, alone = [(selector, listed)], 0
+    while waiting:
+        whole, label_sets = waiting.pop()
+        halves = halves_by_series(whole, label_sets)
+        if halves is None:
+            # An empty label is none.
+            assert len({frozenset((name, value) for name, value in s.items() if value) for s in label_sets}) <= 1
+            alone += bool(label_sets)
+            continue
+        for labels in others + label_sets:
+            assert [finds(half, labels) for half in halves].count(True) == finds(whole, labels)
+        for half in halves:
+            assert Selector.parse(str(half)) == half
+            found = [labels for labels in label_sets if finds(half, labels)]
+            assert 0 < len(found) < len(label_sets) or labels_excluded(label_sets)
+            waiting.append((half, found))
+    assert alone <= len(listed)
+
+
+def labels_excluded(label_sets: list[dict[str, str]]) -> bool:
+    """Tell whether a series is among them that the selector of these tests does not find."""
+    return any(labels.get("pod") == "none" for labels in label_sets)
+
+
+def test_halves_are_about_equal() -> None:
+    """The label with the most values is halved, whatever the name."""
+    label_sets = [{"__name__": f"m{i}", "pod": f"p{i % 5}", "le": str(i)} for i in range(40)]
+    halves = halves_by_series(Selector.parse('{pod!=""}'), label_sets)
+    assert halves is not None
+    assert [sum(finds(half, labels) for labels in label_sets) for half in halves] == [20, 20]
+    assert [half.matchers[-1].name for half in halves] == ["le", "le"]
+
+
+@pytest.mark.parametrize("label_sets", [[], [{}], [{"pod": "a"}] * 3, [{"__name__": "a"}, {"__name__": "b"}]])
+def test_series_that_are_alike_have_no_halves(label_sets: list[dict[str, str]]) -> None:
+    """The name is another matter: one metric is asked for at a time."""
+    assert halves_by_series(Selector.parse('{pod!=""}'), label_sets) is None

@@ -22,12 +22,14 @@ def test_an_empty_range_is_refused(start_ms, end_ms):
 @given(TIMES, st.integers(2, 10**12))
 @settings(max_examples=50, deadline=None)
 def test_halves_make_the_whole(start_ms, length_ms):
-    """Two halves touch, cover the range, and differ in length by a millisecond at most."""
+    """Two halves touch and cover the range, cut at the whole second next to the middle, or else in the middle."""
     whole = TimeRange(start_ms, start_ms + length_ms)
     left, right = whole.halves()
     assert (left.start_ms, left.end_ms, right.end_ms) == (whole.start_ms, right.start_ms, whole.end_ms)
     assert left.length_ms + right.length_ms == whole.length_ms
-    assert 0 <= right.length_ms - left.length_ms <= 1
+    seconds = [t for t in (left.end_ms // 1000 * 1000, -(-left.end_ms // 1000) * 1000) if start_ms < t < whole.end_ms]
+    assert left.end_ms % 1000 == 0 if seconds else 0 <= right.length_ms - left.length_ms <= 1
+    assert abs(right.length_ms - left.length_ms) <= 1000
 
 
 def test_a_millisecond_has_no_halves():
