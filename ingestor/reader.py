@@ -41,7 +41,11 @@ _ASKED_AGAIN = 3
 the metric is lost already, the less."""
 
 _HOPE_EVERY = 10
-"""A metric that is refused altogether is halved in one of so many ranges, and else asked for in one piece."""
+"""A metric that is refused altogether is halved in one of so many ranges; in the others it is asked for as a whole,
+and then for a bit, to see whether it can be had again."""
+
+_A_BIT = 64
+"""A part in so many."""
 
 
 class Placing(Protocol):
@@ -216,8 +220,9 @@ class RangeReader:
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
     ) -> list[tuple[Selector, TimeRange]]:
         """Return the halves of what was refused, by time or by series; nothing where it is not to be halved."""
-        if answer.in_one_piece:
+        if answer.in_one_piece and not self._gives_a_bit(metric, selector, time_range):
             return []
+        answer.in_one_piece = False
         told = _told(metric, selector, time_range, error)
         is_long = time_range.length_ms > answer.shortest_ms
         # Halving the series costs a question more, which lists them: so only where the error asks for it, or time ends.
@@ -234,6 +239,13 @@ class RangeReader:
         if isinstance(error, TooManySamples):
             metric.was_refused(time_range.length_ms)
         return [(selector, half) for half in time_range.halves()]
+
+    def _gives_a_bit(self, metric: _Metric, selector: Selector, time_range: TimeRange) -> bool:
+        bit_ms = max(time_range.length_ms // _A_BIT, _SHORTEST_MS)
+        if bit_ms >= time_range.length_ms:
+            return False
+        bit = TimeRange(time_range.start_ms, time_range.start_ms + bit_ms)
+        return self._ask(metric, selector, bit, _Answer()) is None
 
     def _insist(
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
@@ -270,7 +282,7 @@ class _Answer:
     """One metric's samples in one range, and what is missing of them."""
 
     in_one_piece: bool = False
-    """What is refused is not halved."""
+    """It is thought hopeless: what is refused is not halved."""
     blocks: list[SeriesBlock] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
 
