@@ -162,6 +162,7 @@ def status(cluster: Any, topics: Any, as_json: bool) -> None:  # noqa: FBT001 - 
 
 
 def _poll(flags: dict[str, Any]) -> None:
+    from ingestor.core.errors import ConfigError, SourceUnavailable  # noqa: PLC0415
     from ingestor.poller import Poller, PollerSettings  # noqa: PLC0415
     from ingestor.presets import PRESETS  # noqa: PLC0415
     from ingestor.sources.expressions import WithExpressions  # noqa: PLC0415
@@ -175,7 +176,8 @@ def _poll(flags: dict[str, Any]) -> None:
     http: HttpSettings = {
         "access": flags.pop("access"),
         "timeout_s": flags.pop("timeout_ms") / 1000,
-        "connections": flags["concurrency"],
+        # Beside the requests for samples, the poller asks for the clock.
+        "connections": flags["concurrency"] + 2,
     }
     settings = PollerSettings(
         url=without_credentials(url),
@@ -192,12 +194,20 @@ def _poll(flags: dict[str, Any]) -> None:
         source = WithExpressions(source, url, expressions, step_ms, **http)
     preset = f"preset {settings.preset}: {PRESETS[settings.preset].description}"
     stop = stop_on_signals()
-    source.check()
+    display = _display(settings, as_json=as_json)
+    poller = Poller(settings, source, display.show, stop, telemetry)
+    try:
+        source.check()
+    except (ConfigError, SourceUnavailable) as error:
+        # A wrong address is told; but a live job that has begun knows that it was right once.
+        is_away = isinstance(error, SourceUnavailable) or isinstance(error.__cause__, SourceUnavailable)
+        if dry_run or not is_away or not poller.goes_on():
+            raise
+        log.warning("the backend does not answer yet; waiting for it", extra={"error": str(error)})
     if dry_run:
         click.echo(preset)
-        click.echo(Poller(settings, source).plan())
+        click.echo(poller.plan())
         return
-    display = _display(settings, as_json=as_json)
     if not as_json:
         say(preset)
     ready_within_s = max(5 * settings.poll_interval_ms / 1000, 2 * http["timeout_s"])
@@ -206,12 +216,13 @@ def _poll(flags: dict[str, Any]) -> None:
             web = web_server(address, telemetry, lambda: telemetry.not_ready(ready_within_s))
             log.info("serving metrics", extra={"url": stack.enter_context(web)})
         stack.enter_context(display)
-        positions = Poller(settings, source, display.show, stop, telemetry).run()
+        positions = poller.run()
     for position in positions:
         display.summary(position)
     if not positions and not stop.is_set():
         say(f"{settings.command}: other jobs have read all of this time; --again reads it once more")
-    if stop.is_set() and settings.end is not None and not all(position.ended for position in positions):
+    ended = bool(positions) and all(position.ended for position in positions)
+    if stop.is_set() and settings.end is not None and not ended:
         sys.exit(EXIT_INTERRUPTED)
 
 

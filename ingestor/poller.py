@@ -18,7 +18,14 @@ from confluent_kafka.admin import AdminClient
 from ingestor import jobs, presets, schedule
 from ingestor.catalogue import Labels, Meaning
 from ingestor.core.durations import ChunkSize, parse_time
-from ingestor.core.errors import ConfigError, IngestorError, PublishError, SourceUnavailable, TooManySamples
+from ingestor.core.errors import (
+    ConfigError,
+    IngestorError,
+    PublishError,
+    QueryRejected,
+    SourceUnavailable,
+    TooManySamples,
+)
 from ingestor.core.time_range import TimeRange, floor_ms, iso
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, connect, ensure_topics, partition_counts
@@ -255,6 +262,13 @@ class Poller:
         # Questions are asked from other threads too; only this one may write.
         if self._tell is not None and threading.get_ident() == self._thread:
             self._tell()
+
+    def goes_on(self) -> bool:
+        """Tell whether this is a live job that has begun: it may wait for its backend."""
+        settings = self.settings
+        if settings.end is not None or settings.topics.positions not in partition_counts(connect(settings.cluster)):
+            return False
+        return settings.command in read_positions(settings.cluster, settings.topics)
 
     def plan(self) -> str:
         """Return in words what the first run of this command would read; nothing is published.
@@ -561,8 +575,8 @@ class Poller:
         readings = self.settings.selection.readings
         try:
             return max(sum(self.source.count_series(r.selector, at_ms) for r in readings) for at_ms in instants)
-        except TooManySamples:
-            # Too many to be counted at once: begin with the shortest range, the next ones adapt.
+        except (QueryRejected, TooManySamples):
+            # They cannot be counted at once: begin with the shortest range, the next ones adapt.
             return self.settings.target_samples
 
     def _until_due_s(self, position: Position) -> float:

@@ -28,7 +28,7 @@ from ingestor.workloads import Pod
 log = logging.getLogger(__name__)
 
 _SHORTEST_MS = 1_000
-_TYPES_EVERY_S = 600.0
+_TYPES_EVERY_S, _NO_TYPES_S = 600.0, 30.0
 RANGES_AT_ONCE = 2
 """While one is packed, the next one's requests are under way."""
 
@@ -159,7 +159,8 @@ class RangeReader:
         return replace(packed, incomplete=tuple(refused))
 
     def _current_catalogue(self) -> Catalogue:
-        if time.monotonic() > self._types_at_s + _TYPES_EVERY_S:
+        # A server that has just started knows no types before its first scrapes.
+        if time.monotonic() > self._types_at_s + (_TYPES_EVERY_S if self._types else _NO_TYPES_S):
             self._types, self._types_at_s = self._source.metric_types(), time.monotonic()
             self._catalogue.learn_types(self._types)
         if self._catalogue.is_large:

@@ -14,6 +14,9 @@ from ingestor.kafka import Cluster, connect, partition_counts, read_to_end
 
 Stream = list[RangeChunk | Marker]
 
+ORACLE_COLUMNS = ["namespace", "pod", "metric", "series", "timestamp", "value"]
+_COLUMNS = ["job", "revision", "partition", "service", "type", "labels", *ORACLE_COLUMNS]
+
 
 def read(cluster: Cluster, topics: Topics) -> list[Stream]:
     """Return the committed messages of each partition, in order."""
@@ -24,6 +27,14 @@ def read(cluster: Cluster, topics: Topics) -> list[Stream]:
     ]
 
 
+def published(cluster: Cluster, prefix: str) -> pd.DataFrame:
+    """Return all samples of all jobs, whose sequences and ranges are checked."""
+    streams = read(cluster, Topics(prefix))
+    for job in {message.header.job for stream in streams for message in stream}:
+        assert_adjoining(streams, job)
+    return samples(streams)
+
+
 def assert_adjoining(streams: list[Stream], job: str) -> TimeRange:
     """Check sequences and markers of a job; return the time that they cover in every partition."""
     covered = set()
@@ -32,26 +43,30 @@ def assert_adjoining(streams: list[Stream], job: str) -> TimeRange:
         assert [message.header.sequence for message in mine] == list(range(len(mine))), "a hole or a double"
         ranges = [m.header.time_range for m in mine if isinstance(m, Marker) and not m.ends_job]
         assert all(a.end_ms == b.start_ms for a, b in pairwise(ranges)), "ranges must adjoin"
-        covered.add(TimeRange(ranges[0].start_ms, ranges[-1].end_ms))
-    (time_range,) = covered
-    return time_range
+        covered |= {TimeRange(ranges[0].start_ms, ranges[-1].end_ms)} if ranges else set()
+    # A job that was cancelled before it read anything covers nothing.
+    return covered.pop() if len(covered) == 1 else _not_alike(covered)
+
+
+def _not_alike(covered: set[TimeRange]) -> TimeRange:
+    assert not covered, f"partitions cover different times: {covered}"
+    return TimeRange(0, 1)
 
 
 def samples(streams: list[Stream]) -> pd.DataFrame:
-    """Return all samples as they stand: columns namespace, pod, metric, series, timestamp (ms), value."""
+    """Return all samples as they stand, a row each."""
     rows = []
-    for stream in streams:
-        for series in (message.series for message in stream if isinstance(message, RangeChunk)):
-            columns = [getattr(series, name).to_pylist() for name in ("namespace", "pod", "metric", "labels")]
-            for row, (namespace, pod, metric, labels) in enumerate(zip(*columns, strict=True)):
+    for partition, stream in enumerate(streams):
+        for chunk in (message for message in stream if isinstance(message, RangeChunk)):
+            series, job = chunk.series, (chunk.header.job, chunk.header.revision, partition)
+            names = ("service", "type", "labels", "namespace", "pod", "metric")
+            columns = [getattr(series, name).to_pylist() for name in names]
+            for row, (service, kind, labels, *identity) in enumerate(zip(*columns, strict=True)):
                 inside = slice(series.offsets[row], series.offsets[row + 1])
-                rows += [
-                    (namespace, pod, metric, series_name(dict(labels)), timestamp, value)
-                    for timestamp, value in zip(
-                        series.timestamps_ms[inside].tolist(), series.values[inside].tolist(), strict=True
-                    )
-                ]
-    return frame(rows)
+                fields = (*job, service, kind, dict(labels), *identity, series_name(dict(labels)))
+                stamps, values = series.timestamps_ms[inside].tolist(), series.values[inside].tolist()
+                rows += [(*fields, timestamp, value) for timestamp, value in zip(stamps, values, strict=True)]
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def series_name(labels: dict[str, str]) -> str:
@@ -61,4 +76,4 @@ def series_name(labels: dict[str, str]) -> str:
 
 def frame(rows: list[tuple[str, str, str, str, int, float]]) -> pd.DataFrame:
     """Return rows as `oracle.windows` takes them."""
-    return pd.DataFrame(rows, columns=["namespace", "pod", "metric", "series", "timestamp", "value"])
+    return pd.DataFrame(rows, columns=ORACLE_COLUMNS)

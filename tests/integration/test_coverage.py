@@ -6,10 +6,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import chunks
 import files
 import history
 import pandas as pd
-import published
 from commands import backfill, ingestor, run, view_of, wait_until_windowed, worker, write_files
 
 from ingestor.core.time_range import iso
@@ -57,8 +57,8 @@ def test_jobs_share_the_time(
         (MIDDLE[1], iso(history.END_MS)),
     ]
     assert all(state["ended"] and state["lag_s"] is None for state in found.values())
-    once = published.read(kafka.cluster, f"{prefix}.range-chunks")
-    pd.testing.assert_frame_equal(by_sample(once.samples), expected(samples))
+    once = chunks.published(kafka.cluster, prefix)
+    pd.testing.assert_frame_equal(by_sample(once), expected(samples))
 
     assert "has ended already" in run(backfill(prometheus, kafka, prefix)).stderr
     later = ["--start", iso(history.START_MS + 60_000)]
@@ -66,7 +66,7 @@ def test_jobs_share_the_time(
     assert len(states(kafka, prefix)) == 3
 
     run(backfill(prometheus, kafka, prefix, "--again"))
-    twice = published.read(kafka.cluster, f"{prefix}.range-chunks").samples
+    twice = chunks.published(kafka.cluster, prefix)
     assert set(twice["revision"]) == {0, 1}
     pd.testing.assert_frame_equal(by_sample(twice[twice["revision"] == 1]), expected(samples))
     assert [state["revision"] for name, state in states(kafka, prefix).items() if ".r1" in name] == [1]
@@ -97,7 +97,7 @@ def test_all_parts_of_a_command_are_cancelled(kafka: LocalKafka, prometheus: Loc
     assert after[command]["position"] == MIDDLE[1], "the second part has read nothing"
     # What was given up is free for others.
     run(backfill(prometheus, kafka, prefix, "--start", iso(history.START_MS - 1)))
-    once = published.read(kafka.cluster, f"{prefix}.range-chunks").samples
+    once = chunks.published(kafka.cluster, prefix)
     assert not once.duplicated(["pod", "metric", "timestamp", "value"]).any()
 
 

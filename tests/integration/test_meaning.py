@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import published
+import chunks
+import pandas as pd
 import pytest
 from commands import ingestor, run
 
@@ -70,14 +71,14 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheu
         yield server
 
 
-def backfill(cluster: LocalPrometheus, kafka: LocalKafka, prefix: str, *flags: str) -> published.Published:
+def backfill(cluster: LocalPrometheus, kafka: LocalKafka, prefix: str, *flags: str) -> pd.DataFrame:
     where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", prefix, "--partitions", "4"]
     run(ingestor("backfill", "--url", cluster.url, "--start", iso(START_MS), "--end", END, *where, *flags))
-    return published.read(kafka.cluster, f"{prefix}.range-chunks")
+    return chunks.published(kafka.cluster, prefix)
 
 
-def services(found: published.Published) -> dict[str, str]:
-    pairs = found.samples[["pod", "service"]].drop_duplicates()
+def services(found: pd.DataFrame) -> dict[str, str]:
+    pairs = found[["pod", "service"]].drop_duplicates()
     assert pairs["pod"].is_unique, "a pod has one service"
     return dict(pairs.itertuples(index=False))
 
@@ -90,7 +91,7 @@ def test_services_come_from_owners_and_are_kept(cluster: LocalPrometheus, kafka:
     assert kept == {f"shop/{pod}".encode(): service.encode() for pod, service in found.items()}
     again = backfill(cluster, kafka, "owners", "--again", "--service-label", "app")
     assert services(again) == found
-    assert set(again.samples["revision"]) == {0, 1}
+    assert set(again["revision"]) == {0, 1}
 
 
 def test_a_service_label_comes_first(cluster: LocalPrometheus, kafka: LocalKafka) -> None:
@@ -108,7 +109,7 @@ def test_rules_and_columns(cluster: LocalPrometheus, kafka: LocalKafka, tmp_path
         "- {action: labeldrop, regex: app|container}\n"
     )
     flags = ["--relabel", str(rules), "--split-by", "http_requests_total=code"]
-    samples = backfill(cluster, kafka, "ruled", *flags).samples
+    samples = backfill(cluster, kafka, "ruled", *flags)
     assert RUN not in set(samples["pod"])
     assert {'http_requests_total{code="200"}', 'http_requests_total{code="500"}'} <= set(samples["metric"])
     assert "http_requests_total" not in set(samples["metric"])
@@ -129,14 +130,14 @@ def test_the_same_from_a_file(cluster: LocalPrometheus, kafka: LocalKafka, tmp_p
         "  expression:\n    requests: sum by (namespace, pod) (http_requests_total)\n  step: 30s\n"
     )
     run(ingestor("--config", str(config), "backfill"))
-    samples = published.read(kafka.cluster, "filed.range-chunks").samples
+    samples = chunks.published(kafka.cluster, "filed")
     assert set(samples["metric"]) == {'http_requests_total{code="500",method="GET"}', "requests"}
 
 
 def test_expressions_are_metrics_like_others(cluster: LocalPrometheus, kafka: LocalKafka) -> None:
     """Computed by the backend at whole steps, routed with their pod, with the value that the samples have."""
     flags = ["--expression", "both=sum by (namespace, pod) (http_requests_total)", "--step", "30s"]
-    samples = backfill(cluster, kafka, "computed", *flags).samples
+    samples = backfill(cluster, kafka, "computed", *flags)
     both = samples[samples["metric"] == "both"].sort_values("timestamp")
     assert both["timestamp"].tolist() == list(range(START_MS, START_MS + 600_000, 30_000))
     raw = samples[samples["metric"] == "http_requests_total"].groupby("timestamp")["value"].sum()
@@ -147,8 +148,8 @@ def test_expressions_are_metrics_like_others(cluster: LocalPrometheus, kafka: Lo
 
 def test_series_without_a_pod(cluster: LocalPrometheus, kafka: LocalKafka) -> None:
     """`--all` reads them too, routed by job and instance; without it they are not there."""
-    assert "node_load1" not in set(backfill(cluster, kafka, "pods-only").samples["metric"])
-    samples = backfill(cluster, kafka, "everything", "--all", "--preset", "none").samples
+    assert "node_load1" not in set(backfill(cluster, kafka, "pods-only")["metric"])
+    samples = backfill(cluster, kafka, "everything", "--all", "--preset", "none")
     assert len(samples) == len(SERIES) * len(TIMES_S), "every series of this Prometheus"
     nodes = samples[samples["metric"].isin(["node_load1", "up"])]
     assert set(nodes["pod"]) == {""}

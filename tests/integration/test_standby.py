@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +13,7 @@ from typing import Any
 import chunks
 import click
 import pytest
-import queued_poller
+from commands import ingestor
 
 from ingestor.core.topics import Topics
 from ingestor.local.kafka import LocalKafka
@@ -30,9 +29,9 @@ class QueuedPoller(Child):
     """A live poller of everything that has a pod."""
 
     def __init__(self, on_conflict: str, url: str, kafka: LocalKafka, topics: Topics, log: Path) -> None:
-        flags = ["--on-conflict", on_conflict, "--url", url, "--topic-prefix", topics.prefix]
-        program = [sys.executable, queued_poller.__file__, "poll", *flags]
-        super().__init__([*program, "--bootstrap-servers", kafka.bootstrap_servers], log_path=log)
+        where = ["--url", url, "--topic-prefix", topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+        flags = ["--on-conflict", on_conflict, "--settle", "2s", "--poll-interval", "1s", "--json"]
+        super().__init__(ingestor("run", *where, *flags), log_path=log)
 
     @property
     def ranges(self) -> list[dict[str, Any]]:
