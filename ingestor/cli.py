@@ -119,15 +119,18 @@ def cancel(job: str, cluster: Any, topics: Any) -> None:
     from ingestor.positions import read_positions  # noqa: PLC0415
     from ingestor.publisher import Publisher  # noqa: PLC0415
 
-    known = topics.positions in partition_counts(connect(cluster))
-    if not known or not parts_of(command_of(job), read_positions(cluster, topics).values()):
+    def named() -> list[Any]:
+        parts = parts_of(command_of(job), read_positions(cluster, topics).values())
+        return [position for position in parts if job in (position.job, command_of(position.job))]
+
+    if topics.positions not in partition_counts(connect(cluster)) or not (found := named()):
         raise ConfigError(f"{topics.positions} knows no job {job}: give the name that ingestor backfill printed")
+    if all(position.ended for position in found):
+        say(f"{job} has ended already")
+        return
     with Publisher(cluster, topics, command_of(job)) as publisher:
         # Read again: only now can no other poller move them.
-        parts = parts_of(command_of(job), read_positions(cluster, topics).values())
-        for position in parts:
-            if job not in (position.job, command_of(position.job)):
-                continue
+        for position in named():
             if position.ended:
                 say(f"{position.job} has ended already")
                 continue
@@ -220,7 +223,7 @@ def _poll(flags: dict[str, Any]) -> None:
     for position in positions:
         display.summary(position)
     if not positions and not stop.is_set():
-        say(f"{settings.command}: other jobs have read all of this time; --again reads it once more")
+        say(f"{settings.command}: all of this time is other jobs' (see ingestor status); --again reads it once more")
     ended = bool(positions) and all(position.ended for position in positions)
     if stop.is_set() and settings.end is not None and not ended:
         sys.exit(EXIT_INTERRUPTED)

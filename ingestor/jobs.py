@@ -42,15 +42,22 @@ def parts_of(command: str, positions: Iterable[Position]) -> list[Position]:
     return sorted((p for p in positions if command_of(p.job) == command), key=lambda p: (p.revision, p.start_ms))
 
 
-def uncovered(command: str, start_ms: int, end_ms: int | None, positions: Collection[Position]) -> list[Stretch]:
-    """Return the stretches of [start, end) that no job claims, as jobs: the last one has the command's name.
+def claiming(start_ms: int, end_ms: int | None, positions: Iterable[Position]) -> list[Position]:
+    """Return the jobs that claim any of [start, end); a recheck claims nothing of its own."""
+    edge_ms = 2**62 if end_ms is None else end_ms
+    return [
+        p
+        for p in positions
+        if not is_recheck(p.job) and (c := p.claimed) is not None and c.start_ms < edge_ms and start_ms < c.end_ms
+    ]
 
-    Jobs that read something once more (revisions) claim nothing new.
-    """
+
+def uncovered(command: str, start_ms: int, end_ms: int | None, positions: Collection[Position]) -> list[Stretch]:
+    """Return the stretches of [start, end) that no job claims, as jobs: the last one has the command's name."""
     edge_ms = 2**62 if end_ms is None else end_ms
     free: list[tuple[int, int]] = []
     at_ms = start_ms
-    claims = sorted(claim for p in positions if p.revision == 0 and (claim := p.claimed) is not None)
+    claims = sorted(p.claimed for p in claiming(start_ms, end_ms, positions) if p.claimed is not None)
     for claim in claims:
         if claim.start_ms >= edge_ms:
             break
@@ -71,12 +78,12 @@ def uncovered(command: str, start_ms: int, end_ms: int | None, positions: Collec
 
 
 def again(command: str, time_range: TimeRange, positions: Collection[Position]) -> Stretch:
-    """Return a job that reads all of *time_range* with a higher revision than what has read any of it."""
-    revisions = [
-        p.revision
-        for p in positions
-        if (c := p.claimed) and c.start_ms < time_range.end_ms > time_range.start_ms < c.end_ms
-    ]
-    revision = max(revisions, default=-1) + 1
+    """Return a job that reads all of *time_range* with a higher revision than what has read any of it.
+
+    Its name is a new one, also where an earlier job of the command was cancelled before it read anything.
+    """
+    earlier = [*claiming(time_range.start_ms, time_range.end_ms, positions), *parts_of(command, positions)]
+    rechecks = [p for p in positions if is_recheck(p.job)]
+    revision = max((p.revision for p in [*earlier, *(rechecks if earlier else ())]), default=-1) + 1
     name = f"{command}{_PART}r{revision}" if revision else command
     return Stretch(name, time_range.start_ms, time_range.end_ms, revision)

@@ -244,6 +244,8 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
         try:
             future.result()
         except KafkaException as error:
+            if error.args[0].retriable():
+                raise failure(error, f"topic {name} cannot be made") from error
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
     wait_for_leaders(admin, {*partitioned, topics.positions, topics.workloads})

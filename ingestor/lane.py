@@ -28,8 +28,8 @@ class Bounds:
     """What one range aims at."""
     in_flight_samples: int
     """What is being read and not yet published, at most; one range is always allowed."""
-    shortest_ms: int = 0
-    """Of a live job: nothing shorter is read."""
+    poll_interval_ms: int = 0
+    """Of a live job: how much must have come before it is read."""
 
 
 @dataclass(slots=True)
@@ -55,6 +55,11 @@ class Lane:
     _samples_per_ms: float = 0.0
 
     @property
+    def least_due_ms(self) -> int:
+        """How much must be due before it is read; ranges may have to be shorter than the poll interval."""
+        return min(self.bounds.poll_interval_ms, self.length_ms)
+
+    @property
     def in_flight(self) -> float:
         """How many samples are being read, about."""
         return sum(self._about(time_range) for time_range, _ in self._reading)
@@ -66,7 +71,7 @@ class Lane:
             from_ms = self._reading[-1][0].end_ms if self._reading else self.position.position_ms
             until_ms = until_ms or self.until_ms()
             due = schedule.due(from_ms, until_ms, self.length_ms)
-            if due is None or due.length_ms < self.bounds.shortest_ms:
+            if due is None or until_ms - from_ms < self.least_due_ms:
                 break
             self._reading.append((due, self.reader.start(due)))
         return bool(self._reading)
@@ -89,7 +94,9 @@ class Lane:
                 raise
             self.length_ms = max(time_range.length_ms // 4, _SHORTEST_MS)
             log.info("range holds too much; reading shorter ones", extra={"error": str(error), "ms": self.length_ms})
-            self.abandon()
+            futures = self.abandon()
+            # Until they have ended, what they hold is in memory.
+            wait(futures)
             return None
         self._reading.popleft()
         self._samples_per_ms = packed.samples / time_range.length_ms
@@ -101,13 +108,11 @@ class Lane:
         again = self.rechecked_by
         return again.job if again is not None and time_range.end_ms > again.start_ms else ""
 
-    def abandon(self) -> None:
-        """Forget what is being read, once it has come to its end."""
-        futures = [future for _, future in self._reading]
-        for future in futures:
-            future.cancel()
-        wait(futures)
+    def abandon(self) -> list[Future[PackedRange]]:
+        """Forget what is being read; return what cannot be stopped any more."""
+        futures = [future for _, future in self._reading if not future.cancel()]
         self._reading.clear()
+        return futures
 
     def _about(self, time_range: TimeRange) -> float:
         return self._samples_per_ms * time_range.length_ms if self._samples_per_ms else self.bounds.target_samples

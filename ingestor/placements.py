@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
 from confluent_kafka import KafkaError, Message, TopicPartition
@@ -54,15 +54,21 @@ class Placements:
     def place(self, pods: Mapping[Pod, str], time_range: TimeRange) -> dict[Pod, str]:
         """Return the service of each pod; *pods* has what the service label of each says (empty: nothing)."""
         with self._lock:
-            if any(pod not in self._services for pod in pods):
-                # Another job may have seen it first.
-                self._catch_up()
-            new = [pod for pod in pods if pod not in self._services]
-            unlabelled = [pod for pod in new if not pods[pod]]
-            owners = self._look_up(unlabelled, time_range) if unlabelled else {}
-            for pod in new:
+            new = self._new(pods)
+        unlabelled = [pod for pod in new if not pods[pod]]
+        # Not under the lock: a backend that is away would hold up what is ready to be written.
+        owners = self._look_up(unlabelled, time_range) if unlabelled else {}
+        with self._lock:
+            for pod in self._new(new):
                 self._services[pod] = self._unwritten[pod] = pods[pod] or owners.get(pod) or service_of(pod.name)
             return {pod: self._services[pod] for pod in pods}
+
+    def _new(self, pods: Iterable[Pod]) -> list[Pod]:
+        """Return the pods that have no service, here or in the topic: another job may have seen them first."""
+        new = [pod for pod in pods if pod not in self._services]
+        if new:
+            self._catch_up()
+        return [pod for pod in new if pod not in self._services]
 
     def _look_up(self, pods: list[Pod], time_range: TimeRange) -> Mapping[tuple[str, str], str]:
         try:
@@ -103,6 +109,7 @@ class Placements:
         self._next_offset = (message.offset() or 0) + 1
         namespace, _, name = (message.key() or b"").decode().partition("/")
         pod = Pod("" if namespace == NO_NAMESPACE else namespace, name)
-        # What this poller has given out in a range that is not committed yet, it keeps to.
-        if pod not in self._unwritten:
-            self._services[pod] = (message.value() or b"").decode()
+        service = (message.value() or b"").decode()
+        if self._services.setdefault(pod, service) != service:
+            # The first answer counts; compaction would keep the last, so the first is written once more.
+            self._unwritten[pod] = self._services[pod]

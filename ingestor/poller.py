@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from ingestor.catalogue import Labels, Meaning
 from ingestor.core.durations import ChunkSize, parse_time
 from ingestor.core.errors import (
     ConfigError,
+    Fenced,
     IngestorError,
     PublishError,
     QueryRejected,
@@ -53,6 +55,8 @@ _BACKFILL_PATIENCE_S = 600.0
 
 _PUBLISH_ATTEMPTS = 10
 """A backfill gives up after so many failures of Kafka; a live poller never does."""
+
+_CLAIMS, _CLAIM_ATTEMPTS = "claims", 20
 
 _LOOK_EVERY_S = 0.5
 _TELL_EVERY_S = 10.0
@@ -150,6 +154,7 @@ class PollerSettings:
             "preset": self.preset,
             "all": self.everything,
             "relabel": self.rules.text,
+            "service_label": self.service_label,
             "split_by": {metric: list(labels) for metric, labels in sorted(self.splits.labels_of.items())},
             "expressions": dict(sorted(self.expressions.items())),
         }
@@ -207,6 +212,7 @@ class Poller:
     _trouble: IngestorError | None = field(default=None, init=False)
     _tell: Callable[[], None] | None = field(default=None, init=False)
     _thread: int = field(default=0, init=False)
+    _failures: int = field(default=0, init=False)
     _told_at_s: float = field(default=0.0, init=False)
     _published: deque[tuple[float, int]] = field(default_factory=deque, init=False)
 
@@ -219,15 +225,16 @@ class Poller:
             ConfigError: nothing can be read as asked; nothing was published.
             IngestorError: gave up; the same command goes on from the last published range.
         """
-        patience_s = None if self.settings.end is None else _BACKFILL_PATIENCE_S
+        is_live = self.settings.end is None
+        patience_s = None if is_live else _BACKFILL_PATIENCE_S
         self.source = RetryingSource(self.source, self.stop, patience_s, self._on_source_error, self.telemetry)
         self._thread = threading.get_ident()
         admin = connect(self.settings.cluster)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(self._passing_errors()),
-            wait=tenacity.wait_exponential_jitter(multiplier=0.5, max=30.0),
-            stop=tenacity.stop_when_event_set(self.stop)
-            | (tenacity.stop_never if self.settings.end is None else tenacity.stop_after_attempt(_PUBLISH_ATTEMPTS)),
+            # Failures since the last range that was published: years lie between some of them.
+            wait=lambda _: min(0.5 * 2.0 ** min(self._failures, 10), 30.0) * random.uniform(0.5, 1.0),  # noqa: S311
+            stop=lambda _: self.stop.is_set() or (not is_live and self._failures + 1 >= _PUBLISH_ATTEMPTS),
             sleep=tenacity.sleep_using_event(self.stop),
             before_sleep=self._before_trying_again,
             reraise=True,
@@ -242,10 +249,13 @@ class Poller:
 
     def _passing_errors(self) -> tuple[type[Exception], ...]:
         """Return what is tried again as a whole: for good while live, for a backfill only what Kafka refuses."""
-        return (PublishError,) if self.settings.end is not None else (PublishError, SourceUnavailable, TooManySamples)
+        if self.settings.end is not None:
+            return (PublishError,)
+        return PublishError, SourceUnavailable, TooManySamples, QueryRejected
 
     def _before_trying_again(self, state: tenacity.RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
+        self._failures += 1
         if isinstance(error, PublishError):
             self.telemetry.retried("kafka")
         if isinstance(error, IngestorError):
@@ -299,7 +309,7 @@ class Poller:
                     return self._last
             publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
             self.telemetry.activated()
-            self._last = self._begun(publisher, partitions)
+            self._last = self._begun(partitions)
             unfinished = [position for position in self._last if not position.ended]
             if not unfinished:
                 return self._last
@@ -325,49 +335,68 @@ class Poller:
             telemetry=self.telemetry,
         )
 
-    def _begun(self, publisher: Publisher, partitions: int) -> list[Position]:
+    def _begun(self, partitions: int) -> list[Position]:
         """Return the command's jobs: those that it has begun, else new ones, which are stored at once."""
         settings = self.settings
         stored = read_positions(settings.cluster, settings.topics).values()
         mine = [p for p in jobs.parts_of(settings.command, stored) if not jobs.is_recheck(p.job)]
-        if settings.again:
-            mine = [p for p in mine if p.revision and not p.ended]
-        else:
-            mine = [p for p in mine if not p.revision]
+        mine = [p for p in mine if not p.ended] if settings.again else [p for p in mine if not p.revision]
         for position in mine:
             self._check_old(position, partitions)
         if mine:
             return mine
-        new = [
+        start_ms, end_ms = self._bounds()
+        for _ in range(_CLAIM_ATTEMPTS):
+            try:
+                return self._claimed(start_ms, end_ms, partitions)
+            except Fenced:
+                log.info("another command begins at this moment; looking again")
+        raise PublishError("other commands begin again and again: start this one later")
+
+    def _claimed(self, start_ms: int, end_ms: int | None, partitions: int) -> list[Position]:
+        """Begin jobs for the time that no other job claims.
+
+        Raises:
+            Fenced: another command began in between; nothing was stored.
+        """
+        settings = self.settings
+        # One transactional id for all commands: of two that look at the same time, one is fenced.
+        with Publisher(settings.cluster, settings.topics, _CLAIMS) as claims:
+            stored = read_positions(settings.cluster, settings.topics).values()
+            new = self._new_jobs(self._stretches(start_ms, end_ms, stored), partitions)
+            claims.store(new)
+        for position in new:
+            end = iso(position.end_ms) if position.end_ms else "for good"
+            log.info("job begins", extra={"job": position.job, "start": iso(position.start_ms), "end": end})
+        return new
+
+    def _new_jobs(self, stretches: list[jobs.Stretch], partitions: int) -> list[Position]:
+        return [
             Position(
                 stretch.job,
                 stretch.start_ms,
                 stretch.end_ms,
                 stretch.start_ms,
                 (0,) * partitions,
-                arguments=settings.arguments,
+                arguments=self.settings.arguments,
                 revision=stretch.revision,
             )
-            for stretch in self._stretches(stored)
+            for stretch in stretches
         ]
-        publisher.store(new)
-        for position in new:
-            end = iso(position.end_ms) if position.end_ms else "for good"
-            log.info("job begins", extra={"job": position.job, "start": iso(position.start_ms), "end": end})
-        return new
 
-    def _stretches(self, stored: Collection[Position]) -> list[jobs.Stretch]:
+    def _stretches(self, start_ms: int, end_ms: int | None, stored: Collection[Position]) -> list[jobs.Stretch]:
         settings = self.settings
-        start_ms, end_ms = self._bounds()
         if settings.again and end_ms is not None:
             return [jobs.again(settings.command, TimeRange(start_ms, end_ms), stored)]
         stretches = jobs.uncovered(settings.command, start_ms, end_ms, stored)
         clipped = not stretches or (stretches[0].start_ms, stretches[-1].end_ms) != (start_ms, end_ms)
         if clipped or len(stretches) > 1:
-            others = [p for p in stored if not p.revision and p.claimed]
+            others = jobs.claiming(start_ms, end_ms, stored)
+            claims = [f"{p.job} (read up to {iso(p.position_ms)})" for p in others]
             log.warning(
-                "other jobs have read a part of this time; only the rest is read (--again reads it once more)",
-                extra={"jobs": sorted(p.job for p in others), "stretches": len(stretches)},
+                "a part of this time is other jobs'; only the rest is read (--again reads it once more, "
+                "ingestor cancel frees what a job has not read)",
+                extra={"jobs": ", ".join(claims), "stretches": len(stretches)},
             )
             if any({**p.arguments, **settings.selected} != p.arguments for p in others):
                 log.warning("they have read another selection: one --topic-prefix is for one selection of series")
@@ -382,10 +411,15 @@ class Poller:
                 f"{settings.topics.range_chunks} has {partitions}: a pod must never change its partition; "
                 "choose another --topic-prefix"
             )
+        if position.ended and position.job == LIVE_JOB:
+            raise ConfigError(
+                f"the job {LIVE_JOB} was cancelled at {iso(position.position_ms)} and does not begin again: read on "
+                f"with ingestor backfill, or poll under another --topic-prefix"
+            )
         if position.ended:
             log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
             return
-        wanted = settings.selected | {"url": settings.arguments["url"]}
+        wanted = settings.arguments
         if changed := [name for name, value in wanted.items() if position.arguments.get(name) != value]:
             log.warning("job goes on with another selection than it began with", extra={"changed": changed})
         log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
@@ -401,8 +435,10 @@ class Poller:
         now_ms = clock_ms - settings.settle_ms
         start_ms = self._resolve("--start", settings.start, now_ms)
         end_ms = None if settings.end is None else self._resolve("--end", settings.end, now_ms)
-        if end_ms is not None and end_ms > clock_ms:
-            raise ConfigError(f"--end {settings.end} is after the backend's now ({iso(clock_ms)}): give --end now")
+        if end_ms is not None and end_ms > now_ms:
+            raise ConfigError(
+                f"--end {settings.end} is after the backend's now less --settle ({iso(now_ms)}): give --end now"
+            )
         if end_ms is not None and end_ms <= start_ms:
             raise ConfigError(
                 f"--end {settings.end} ({iso(end_ms)}) is not after --start {settings.start} ({iso(start_ms)})"
@@ -457,10 +493,10 @@ class Poller:
         self._tell = lambda: self._tell_trouble(work, main)
         try:
             while not main.position.ended and not self.stop.is_set():
-                self.telemetry.position_confirmed(main.position.position_ms)
                 ready = [lane for lane in lanes if lane.fill()]
                 if not ready:
-                    self.stop.wait(self._until_due_s(main.position))
+                    self.telemetry.position_confirmed(main.position.position_ms)
+                    self.stop.wait(self._until_due_s(main))
                     continue
                 self._publish_next(work, ready[0], main)
         finally:
@@ -468,8 +504,8 @@ class Poller:
             for lane in lanes:
                 lane.abandon()
 
-    def _bounds_of_lane(self, shortest_ms: int) -> Bounds:
-        return Bounds(self.settings.target_samples, self.settings.max_in_flight_samples, shortest_ms)
+    def _bounds_of_lane(self, poll_interval_ms: int) -> Bounds:
+        return Bounds(self.settings.target_samples, self.settings.max_in_flight_samples, poll_interval_ms)
 
     def _recheck_lane(self, work: _Work, live: Lane) -> list[Lane]:
         """Return the lane that reads live ranges once more, and end one that is not wanted any longer."""
@@ -500,7 +536,10 @@ class Poller:
         def until_ms() -> int:
             return min(self._settled_ms() - recheck_ms, live.position.position_ms)
 
-        return [Lane(going_on, work.reader, self._bounds_of_lane(settings.poll_interval_ms), until_ms, live.length_ms)]
+        lane = Lane(going_on, work.reader, self._bounds_of_lane(settings.poll_interval_ms), until_ms, live.length_ms)
+        # Its messages name it themselves: so a worker knows it for what it is.
+        lane.rechecked_by = going_on
+        return [lane]
 
     def _publish_next(self, work: _Work, lane: Lane, main: Lane) -> None:
         """Publish the lane's oldest range, once it is read."""
@@ -529,6 +568,7 @@ class Poller:
             packed, self._with_trouble(position), placed, lane.recheck_of(packed.time_range)
         )
         work.placements.written(placed)
+        self._failures = 0
         seconds = time.monotonic() - committing
         self.telemetry.range_published(
             packed.time_range,
@@ -579,10 +619,10 @@ class Poller:
             # They cannot be counted at once: begin with the shortest range, the next ones adapt.
             return self.settings.target_samples
 
-    def _until_due_s(self, position: Position) -> float:
+    def _until_due_s(self, lane: Lane) -> float:
         """Return how long to wait; the backend's clock decides, ours only paces."""
         settled_ms = self._now_ms() - self.settings.settle_ms
-        return max(position.position_ms + self.settings.poll_interval_ms - settled_ms, 100) / 1000
+        return max(lane.position.position_ms + lane.least_due_ms - settled_ms, 100) / 1000
 
     def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:
         job_range = None if position.end_ms is None else TimeRange(position.start_ms, position.end_ms)

@@ -48,6 +48,8 @@ class Publisher:
                 "linger.ms": 5,
                 "message.max.bytes": MAX_MESSAGE_BYTES,
                 "queue.buffering.max.kbytes": 1_048_576,
+                # A message a new pod: all pods of a large cluster are new once.
+                "queue.buffering.max.messages": 1_000_000,
             }
         )
 
@@ -154,8 +156,9 @@ class Publisher:
             cause = error.args[0] if isinstance(error, KafkaException) else None
             if cause is not None and cause.name() in _REPLACED:
                 raise Fenced(
-                    f"another poller of {self._command} has taken over, or this one stood still for more than "
-                    f"{_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job, and start it again if it is this one"
+                    f"another poller of {self._command} has taken over, or cancelled it, or this one stood still for "
+                    f"more than {_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job (--on-conflict wait stands "
+                    "by), and start it again if it is this one"
                 ) from error
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error

@@ -6,10 +6,10 @@ import logging
 import re
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import repeat
 from typing import Protocol, Self
 
 from ingestor.catalogue import Catalogue, Meaning
@@ -112,6 +112,7 @@ class RangeReader:
         self._throttle = Throttle(samples_per_second, stop)
         self._metrics: dict[tuple[str, int], _Metric] = {}
         self._without_pod = 0
+        self._closed = threading.Event()
         self._requests = ThreadPoolExecutor(concurrency, "request")
         self._ranges = ThreadPoolExecutor(RANGES_AT_ONCE, "range")
 
@@ -119,6 +120,7 @@ class RangeReader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._closed.set()
         for pool in (self._ranges, self._requests):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -139,18 +141,23 @@ class RangeReader:
         ways: set[str] = set()
         samples = 0
         questions = metric_names(self._selection, self._source, time_range)
-        answers = self._requests.map(self._read_metric, questions, questions.values(), repeat(time_range))
-        for answer in answers:
-            samples += answer.samples
-            if samples > self._most_samples and time_range.length_ms > _SHORTEST_MS:
-                raise TooManySamples(f"more than {self._most_samples:,} samples in {time_range}")
-            refused += answer.refused
-            ways.update(block.source for block in answer.blocks)
-            with self._lock:
-                fetched += [
-                    FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
-                    for block in answer.blocks
-                ]
+        answers = deque(self._requests.submit(self._read_metric, *asked, time_range) for asked in questions.items())
+        try:
+            while answers:
+                answer = answers.popleft().result()
+                samples += answer.samples
+                if samples > self._most_samples and time_range.length_ms > _SHORTEST_MS:
+                    raise TooManySamples(f"more than {self._most_samples:,} samples in {time_range}")
+                refused += answer.refused
+                ways.update(block.source for block in answer.blocks)
+                with self._lock:
+                    fetched += [
+                        FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
+                        for block in answer.blocks
+                    ]
+        finally:
+            for waiting in answers:
+                waiting.cancel()
         with self._lock:
             catalogue.place(self._placing.place(catalogue.unplaced(), time_range))
             self._note_without_pod(catalogue)
@@ -207,7 +214,7 @@ class RangeReader:
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
     ) -> TooManySamples | QueryRejected | None:
         """Add what the backend gives; return why, where it refuses."""
-        if self._stop.is_set():
+        if self._stop.is_set() or self._closed.is_set():
             raise SourceUnavailable("stopped while reading")
         try:
             answer.blocks.append(self._source.fetch(selector, metric.name, time_range))
@@ -252,7 +259,7 @@ class RangeReader:
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
     ) -> None:
         """Ask again for what cannot be halved, a few times, before it is refused for good."""
-        for attempt in range(answer.asked_again if isinstance(error, TooManySamples) else 0):
+        for attempt in range(answer.asked_again):
             self._stop.wait(2.0**attempt)
             if self._ask(metric, selector, time_range, answer) is None:
                 return

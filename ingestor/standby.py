@@ -8,6 +8,7 @@ from typing import Self
 
 from confluent_kafka import Consumer, TopicPartition
 
+from ingestor.core.errors import PublishError
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, client_config, reason
 
@@ -57,6 +58,7 @@ class Standby:
                 "enable.auto.commit": False,
             }
         )
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._stay, name="standby", daemon=True)
 
     def __enter__(self) -> Self:
@@ -75,6 +77,8 @@ class Standby:
         while not self._mine.wait(_POLL_S):
             if stop.is_set():
                 return False
+            if self._failure is not None:
+                raise PublishError(f"waiting for a turn failed: {self._failure}") from self._failure
             if self._joined.is_set() and not is_told:
                 log.info("another poller runs; waiting for its end", extra={"job": self._command})
                 is_told = True
@@ -82,6 +86,15 @@ class Standby:
 
     def _stay(self) -> None:
         """Remain a member, then leave: the heartbeats need a caller who is alive."""
+        try:
+            self._stay_until_left()
+        except Exception as error:
+            # Whoever waits is told.
+            self._failure = error
+            log.exception("the queue of pollers is left", extra={"job": self._command})
+        self._consumer.close()
+
+    def _stay_until_left(self) -> None:
         last = ""
         while not self._left.is_set():
             message = self._consumer.poll(_POLL_S)
@@ -90,7 +103,6 @@ class Standby:
             if error is not None and (text := reason(error)) != last:
                 log.warning("no word from the queue of pollers", extra={"job": self._command, "error": text})
                 last = text
-        self._consumer.close()
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         consumer.incremental_assign(partitions)

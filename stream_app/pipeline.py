@@ -104,6 +104,8 @@ class _Job:
     """(offset, range end) of the messages that a restart may need, oldest first."""
     next_sequence: int | None = None
     revision: int = 0
+    is_recheck: bool = False
+    """It reads another job's ranges once more, and says nothing of what that one has not said."""
     recheck: str = ""
     """The job that reads the same ranges later, once more."""
     rechecked_to_ms: int = _FOREVER_MS
@@ -115,6 +117,11 @@ class _Job:
     def needed_from_ms(self) -> int:
         """A restart needs no message of a range that ends before."""
         return min(self.emitted_to_ms, self.rechecked_to_ms)
+
+    def to_metadata(self) -> list[int | str]:
+        """Return what a restart must know of the job."""
+        compared = self.recheck and self.rechecked_to_ms < _FOREVER_MS
+        return [self.whole_from_ms, self.emitted_to_ms, *((self.recheck, self.rechecked_to_ms) if compared else ())]
 
     def forget(self) -> None:
         """Let go of what no restart and no recheck needs any more."""
@@ -168,7 +175,10 @@ class Pipeline:
         if job is None:
             job = self._jobs[header.job] = self._begin(header)
         job.revision = header.revision
-        if header.recheck != job.recheck:
+        if header.recheck == header.job:
+            job.is_recheck = True
+        elif header.recheck != job.recheck and header.time_range.end_ms > job.emitted_to_ms:
+            # What was emitted is replayed: what its messages say of rechecks, the commit knows better.
             self._expect_recheck(job, header)
         if not self._is_next(job, header):
             self._next_offset = offset + 1
@@ -198,19 +208,12 @@ class Pipeline:
     def _expect_recheck(self, job: _Job, header: Header) -> None:
         """From this range on *job* is read once more by another job, or no longer."""
         job.recheck = header.recheck
-        if not job.recheck:
-            job.rechecked_to_ms = _FOREVER_MS
-        elif job.recheck in self._ended:
-            log.error("a job names a recheck that has ended", extra={"job": header.job, "recheck": job.recheck})
+        if not job.recheck or job.recheck in self._ended:
             job.rechecked_to_ms = _FOREVER_MS
         else:
             known = self._jobs.get(job.recheck)
             from_ms = self._view.chunk_size.floor_ms(header.time_range.start_ms)
             job.rechecked_to_ms = known.emitted_to_ms if known else from_ms
-        if job.next_sequence is None and job.needed_from_ms < job.closed_to_ms:
-            # After a restart: what was emitted and not yet rechecked is counted again.
-            job.closed_to_ms = job.needed_from_ms
-            job.covered_to_ms = max(job.whole_from_ms, job.closed_to_ms)
 
     @staticmethod
     def _is_next(job: _Job, header: Header) -> bool:
@@ -305,20 +308,24 @@ class Pipeline:
         )
         topic = self._view.topics.sink(group_by)
         outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
+        if not job.is_recheck:
+            return outputs
         rechecked = next((other for other in self._jobs.values() if other.recheck == name), None)
         if rechecked is None:
-            return outputs
+            # Its job was cancelled: there is nothing to compare with.
+            return []
         changed = self._changed(rechecked, group_by, cells, first, last, context)
         return [output for output, is_changed in zip(outputs, changed, strict=True) if is_changed]
 
     def _changed(
         self, rechecked: _Job, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
     ) -> Iterator[bool]:
-        """Tell of each record whether it says something new; a window that is seen in part says nothing new."""
+        """Tell of each record whether it says something new; a window that is seen in part does not."""
         results = record_results(cells, first, last)
         for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True):
             window_ms = identity[2]
-            is_whole = not context.is_partial(*self._view.chunk_size.edges_ms(window_ms, window_ms + 1).tolist())
+            edges = self._view.chunk_size.edges_ms(window_ms, window_ms + 1).tolist()
+            is_whole = not context.is_partial(*edges) and not context.missing(*edges)
             yield is_whole and rechecked.results.get(identity) != result
 
     def _emission(self, outputs: list[Output], *, final: bool) -> Emission:
@@ -331,7 +338,7 @@ class Pipeline:
         return self._emission([], final=False)
 
     def _metadata(self) -> str:
-        jobs = {name: [job.whole_from_ms, job.emitted_to_ms] for name, job in self._jobs.items()}
+        jobs = {name: job.to_metadata() for name, job in self._jobs.items()}
         text = orjson.dumps({"view": self._view.group_id, "jobs": jobs, "ended": self._ended}).decode()
         if len(text) >= _MAX_METADATA_BYTES:
             oldest = min(self._jobs, key=lambda name: self._jobs[name].pending[0][0] if self._jobs[name].pending else 0)
@@ -350,11 +357,15 @@ class Pipeline:
                 "give this view another --topic-prefix"
             )
         self._ended = state["ended"]
-        for name, (whole_from_ms, emitted_to_ms) in state["jobs"].items():
+        for name, (whole_from_ms, emitted_to_ms, *recheck) in state["jobs"].items():
             job = self._jobs[name] = self._new_job(whole_from_ms)
-            job.emitted_to_ms = job.closed_to_ms = emitted_to_ms
-            # What a restart does not see again ended before emitted_to_ms: coverage begins there.
-            job.covered_to_ms = max(whole_from_ms, emitted_to_ms)
+            job.emitted_to_ms = emitted_to_ms
+            if recheck:
+                job.recheck, job.rechecked_to_ms = recheck
+            # What was emitted and not yet rechecked is counted again, to be compared.
+            job.closed_to_ms = job.needed_from_ms
+            # What a restart does not see again ended before: coverage begins there.
+            job.covered_to_ms = max(whole_from_ms, job.closed_to_ms)
 
 
 def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:

@@ -49,6 +49,9 @@ _BUSY = re.compile(
 _WANTS_TLS = "HTTP request to an HTTPS server"
 
 NOT_SUPPORTED = {400, 404, 405, 422, 501}
+_CANCELLED = 499
+"""What Prometheus 3 says of a query that it was told to give up."""
+
 _SHOWN_CHARS = 300
 _CONNECT_TIMEOUT_S = 10.0
 _PROBE_TIMEOUT_S = 5.0
@@ -256,7 +259,7 @@ class HttpApi:
         told = f"{self.url} refused the query ({status_line})" + (f": {shortened(text)}" if text else "")
         if (denial := self._denial(status, text)) is not None:
             return denial
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
+        if status in (HTTPStatus.TOO_MANY_REQUESTS, _CANCELLED):
             return SourceUnavailable(told, retry_after_s)
         if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             return TooManySamples(told)

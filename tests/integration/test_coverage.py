@@ -49,6 +49,7 @@ def test_jobs_share_the_time(
     run(backfill(prometheus, kafka, prefix, "--start", MIDDLE[0], "--end", MIDDLE[1]))
     told = run(backfill(prometheus, kafka, prefix)).stderr
     assert "only the rest is read" in told
+    assert "read up to" in told
     assert told.count("ended at") == 2, "the time before the first job, and the time after it"
     found = states(kafka, prefix)
     assert sorted((s["start"], s["end"]) for s in found.values()) == [
@@ -62,7 +63,7 @@ def test_jobs_share_the_time(
 
     assert "has ended already" in run(backfill(prometheus, kafka, prefix)).stderr
     later = ["--start", iso(history.START_MS + 60_000)]
-    assert "other jobs have read all of this time" in run(backfill(prometheus, kafka, prefix, *later)).stderr
+    assert "all of this time is other jobs'" in run(backfill(prometheus, kafka, prefix, *later)).stderr
     assert len(states(kafka, prefix)) == 3
 
     run(backfill(prometheus, kafka, prefix, "--again"))
@@ -90,6 +91,7 @@ def test_all_parts_of_a_command_are_cancelled(kafka: LocalKafka, prometheus: Loc
     command = event["job"].partition(".")[0]
     before = states(kafka, prefix)
     assert {f"{command}.1", command} <= before.keys()
+    assert "knows no job" in run(ingestor("cancel", f"{command}.9", *where(kafka, prefix)), code=2).stderr
     told = run(ingestor("cancel", command, *where(kafka, prefix))).stderr
     assert told.count("is cancelled") == 2
     after = states(kafka, prefix)
@@ -99,6 +101,34 @@ def test_all_parts_of_a_command_are_cancelled(kafka: LocalKafka, prometheus: Loc
     run(backfill(prometheus, kafka, prefix, "--start", iso(history.START_MS - 1)))
     once = chunks.published(kafka.cluster, prefix)
     assert not once.duplicated(["pod", "metric", "timestamp", "value"]).any()
+
+
+def test_again_goes_on_after_a_crash(kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame) -> None:
+    """Also where nobody had read the time before: it is one job, not two."""
+    command = backfill(prometheus, kafka, "again", "--again", "--json", "--range-samples", "2000")
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.kill()
+    run(command)
+    [state] = states(kafka, "again").values()
+    assert state["ended"]
+    pd.testing.assert_frame_equal(by_sample(chunks.published(kafka.cluster, "again")), expected(samples))
+
+
+def test_commands_that_begin_at_once_share_the_time(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame
+) -> None:
+    """Three overlapping backfills, started together: each moment is read by one of them."""
+    begins = [iso(history.START_MS), iso(history.START_MS + 600_000), iso(history.START_MS + 1_200_000)]
+    children = [
+        subprocess.Popen(backfill(prometheus, kafka, "at-once", "--start", begin), stderr=subprocess.PIPE)
+        for begin in begins
+    ]
+    for child in children:
+        _, told = child.communicate(timeout=120)
+        assert child.returncode == 0, told.decode()
+    pd.testing.assert_frame_equal(by_sample(chunks.published(kafka.cluster, "at-once")), expected(samples))
 
 
 def test_status_without_jobs(kafka: LocalKafka) -> None:

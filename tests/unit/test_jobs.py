@@ -39,10 +39,11 @@ def test_holes_between_jobs_become_parts():
 
 
 def test_what_was_cancelled_is_free():
-    """A job that was given up claims what it has read; a repeated reading claims nothing new."""
+    """A job that was given up claims what it has read; a recheck claims nothing of its own."""
     assert stretches([job("a", 0, 30, 30, ended=True)], 0, 100) == [("backfill-x", 30, 100)]
     assert stretches([job("a", 0, 0, 0, ended=True)], 0, 100) == [("backfill-x", 0, 100)]
-    assert stretches([job("a.r1", 0, 100, revision=1)], 0, 100) == [("backfill-x", 0, 100)]
+    assert stretches([job("live.recheck", 0, 100, revision=1)], 0, 100) == [("backfill-x", 0, 100)]
+    assert stretches([job("a.r1", 0, 60, revision=1)], 0, 100) == [("backfill-x", 60, 100)]
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(1, 20)), max_size=6), st.integers(0, 50), st.integers(1, 40))
@@ -67,6 +68,8 @@ def test_again_has_a_higher_revision():
         job("later", 100, 200, revision=7),
     ]
     assert jobs.again("backfill-x", whole, others) == jobs.Stretch("backfill-x.r2", 0, 100, 2)
+    cancelled = job("backfill-x", 0, 0, 0, ended=True)
+    assert jobs.again("backfill-x", whole, [cancelled]) == jobs.Stretch("backfill-x.r1", 0, 100, 1), "a name is new"
 
 
 def test_parts_have_their_command():

@@ -3,6 +3,7 @@
 from itertools import pairwise
 
 import numpy as np
+import orjson
 import pandas as pd
 from builders import messages
 from hypothesis import given, settings
@@ -63,7 +64,7 @@ def test_only_what_changed_is_emitted_again(seed, offset, count, late_share, siz
     everything = scraped(generator, start, cuts[-1], 40 * count)
     in_time = everything[generator.random(len(everything)) >= late_share]
     first = messages(in_time, ranges, LIVE, ends=False, recheck=RECHECK)
-    second = messages(everything, ranges, RECHECK, ends=False, revision=1)
+    second = messages(everything, ranges, RECHECK, ends=False, revision=1, recheck=RECHECK)
     streams = []
     for live, again in zip(first, second, strict=True):
         stream, groups = [], by_range(again)
@@ -100,3 +101,63 @@ def has_late(everything, in_time, pod, window_ms, size) -> bool:
     end_ms = int(ChunkSize.parse(size).edges_ms(window_ms, window_ms + 1)[1])
     inside = (everything["pod"] == pod) & (everything["timestamp"] >= window_ms) & (everything["timestamp"] < end_ms)
     return bool((inside & ~everything.index.isin(in_time.index)).any())
+
+
+def one_pod(count: int) -> pd.DataFrame:
+    """A sample every five seconds, in two metrics."""
+    times = range(T0, T0 + count * 20_000, 5_000)
+    frame = pd.DataFrame({"timestamp": [*times, *times], "metric": ["cpu"] * len(times) + ["memory"] * len(times)})
+    return frame.assign(namespace="shop", pod="db-0", series=0, value=1.0)
+
+
+def stream_of(live: list, again: list, lag: int) -> list:
+    groups, stream = by_range(again), []
+    for i, group in enumerate(by_range(live)):
+        stream += group
+        if lag <= i < lag + len(groups):
+            stream += groups[i - lag]
+    return stream
+
+
+def revisions(stream: list, restarts: list[int] | None = None) -> list:
+    records = run([stream], View(ChunkSize.parse("1m"), "sum"), restarts or [], until_low=False)
+    return [record for _, record in records if record.revision]
+
+
+def adjoining(first: int, last: int) -> list[TimeRange]:
+    return [TimeRange(T0 + i * 20_000, T0 + (i + 1) * 20_000) for i in range(first, last)]
+
+
+def test_a_recheck_that_was_refused_a_metric_says_nothing() -> None:
+    """What the backend refuses the second time was right the first time."""
+    samples = one_pod(12)
+    live = max(messages(samples, adjoining(0, 12), LIVE, ends=False, recheck=RECHECK), key=len)
+    only_memory = samples[samples["metric"] == "memory"]
+    again = max(messages(only_memory, adjoining(0, 8), RECHECK, ends=False, revision=1, recheck=RECHECK), key=len)
+    assert len(revisions(stream_of(live, again, 3))) == 2, "without a word of why, less is a change"
+    refused = orjson.dumps([["cpu", T0, T0 + 8 * 20_000]])
+    told = [(h + [("incomplete", refused)] * (dict(h)["kind"] == b"marker"), value) for h, value in again]
+    assert revisions(stream_of(live, told, 3)) == []
+
+
+def test_a_recheck_of_a_cancelled_job_says_nothing() -> None:
+    """What it has read a part of must not replace what its job has said."""
+    samples = one_pod(12)
+    live = max(messages(samples, adjoining(0, 9), LIVE, recheck=RECHECK), key=len)
+    again = max(messages(samples, adjoining(0, 7), RECHECK, revision=1, recheck=RECHECK), key=len)
+    assert revisions([*live, *again]) == []
+
+
+def test_a_restart_before_the_recheck_begins_changes_nothing() -> None:
+    """A recheck that is added in the middle of a window compares with what was said, also after a restart."""
+    samples = one_pod(15)
+    before = max(messages(samples, adjoining(0, 4), LIVE, ends=False), key=len)
+    whole = max(messages(samples, adjoining(0, 15), LIVE, ends=False), key=len)
+    # From the fifth range on, in the middle of the second window, the messages name the recheck.
+    named = [
+        (h if i < len(before) else [*h, ("recheck", RECHECK.encode())], value) for i, (h, value) in enumerate(whole)
+    ]
+    again = max(messages(samples, adjoining(4, 12), RECHECK, ends=False, revision=1, recheck=RECHECK), key=len)
+    stream = stream_of(named, again, 7)
+    for restart in range(len(stream)):
+        assert revisions(stream, [restart]) == [], restart
