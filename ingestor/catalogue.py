@@ -14,9 +14,8 @@ import pyarrow as pa
 
 from ingestor.core.chunk import Int64Array
 from ingestor.core.topics import message_key, partition_of
+from ingestor.selector import Labels
 from ingestor.workloads import Pod
-
-Labels = dict[str, str]
 
 _LABELS = pa.map_(pa.string(), pa.string())
 
@@ -72,9 +71,6 @@ class Catalogue:
         self._labels = [pa.array([], _LABELS)]
         self._label_bytes = 0
         self.without_pod = 0
-
-    def __len__(self) -> int:
-        return len(self._ids)
 
     def ids(self, label_sets: list[bytes]) -> Int64Array:
         """Return the number of each label set (a JSON object's bytes); -1: it is left out."""

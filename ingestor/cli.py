@@ -115,15 +115,14 @@ def cancel(job: str, cluster: Any, topics: Any) -> None:
     from ingestor.core.errors import ConfigError  # noqa: PLC0415
     from ingestor.core.time_range import iso  # noqa: PLC0415
     from ingestor.jobs import command_of, parts_of  # noqa: PLC0415
-    from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
-    from ingestor.positions import read_positions  # noqa: PLC0415
+    from ingestor.positions import known_positions  # noqa: PLC0415
     from ingestor.publisher import Publisher  # noqa: PLC0415
 
     def named() -> list[Any]:
-        parts = parts_of(command_of(job), read_positions(cluster, topics).values())
+        parts = parts_of(command_of(job), known_positions(cluster, topics).values())
         return [position for position in parts if job in (position.job, command_of(position.job))]
 
-    if topics.positions not in partition_counts(connect(cluster)) or not (found := named()):
+    if not (found := named()):
         raise ConfigError(f"{topics.positions} knows no job {job}: give the name that ingestor backfill printed")
     if all(position.ended for position in found):
         say(f"{job} has ended already")
@@ -148,12 +147,10 @@ def status(cluster: Any, topics: Any, as_json: bool) -> None:  # noqa: FBT001 - 
 
     import orjson  # noqa: PLC0415
 
-    from ingestor.kafka import connect, partition_counts  # noqa: PLC0415
-    from ingestor.positions import read_positions  # noqa: PLC0415
+    from ingestor.positions import known_positions  # noqa: PLC0415
     from ingestor.status import as_dict, as_text  # noqa: PLC0415
 
-    known = topics.positions in partition_counts(connect(cluster))
-    positions = read_positions(cluster, topics).values() if known else ()
+    positions = known_positions(cluster, topics).values()
     now_ms = int(time.time() * 1000)
     if as_json:
         for position in positions:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ingestor.core.time_range import TimeRange
-from ingestor.positions import Position
+from ingestor.positions import FOREVER_MS, Position
 
 _PART = "."
 _RECHECK = "recheck"
@@ -44,7 +44,7 @@ def parts_of(command: str, positions: Iterable[Position]) -> list[Position]:
 
 def claiming(start_ms: int, end_ms: int | None, positions: Iterable[Position]) -> list[Position]:
     """Return the jobs that claim any of [start, end); a recheck claims nothing of its own."""
-    edge_ms = 2**62 if end_ms is None else end_ms
+    edge_ms = FOREVER_MS if end_ms is None else end_ms
     return [
         p
         for p in positions
@@ -54,13 +54,10 @@ def claiming(start_ms: int, end_ms: int | None, positions: Iterable[Position]) -
 
 def uncovered(command: str, start_ms: int, end_ms: int | None, positions: Collection[Position]) -> list[Stretch]:
     """Return the stretches of [start, end) that no job claims, as jobs: the last one has the command's name."""
-    edge_ms = 2**62 if end_ms is None else end_ms
+    edge_ms = FOREVER_MS if end_ms is None else end_ms
     free: list[tuple[int, int]] = []
     at_ms = start_ms
-    claims = sorted(p.claimed for p in claiming(start_ms, end_ms, positions) if p.claimed is not None)
-    for claim in claims:
-        if claim.start_ms >= edge_ms:
-            break
+    for claim in sorted(c for p in claiming(start_ms, end_ms, positions) if (c := p.claimed) is not None):
         if claim.start_ms > at_ms:
             free.append((at_ms, claim.start_ms))
         at_ms = max(at_ms, claim.end_ms)

@@ -299,6 +299,17 @@ def assigned_consumer(cluster: Cluster, name: str, **settings: Any) -> Consumer:
     )
 
 
+def consumer_to_end(cluster: Cluster, name: str) -> Consumer:
+    """Return an `assigned_consumer` that tells where a partition ends (`is_end`), once an assignment."""
+    # It is told only once the broker answers, which that would put off for half a second.
+    return assigned_consumer(cluster, name, **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+
+
+def is_end(error: KafkaError) -> bool:
+    """Tell whether what came is no error but the end of a partition."""
+    return error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - the library has no public name for it
+
+
 def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Message]:
     """Yield the committed messages of a partition from its beginning to its end as of now.
 
@@ -308,8 +319,7 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
     Raises:
         PublishError: the broker stopped answering, or a transaction stays open.
     """
-    # Reaching the end is told only once the broker answers, which it would put off for half a second.
-    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True, "fetch.wait.max.ms": 10})
+    consumer = consumer_to_end(cluster, topic)
     try:
         at = TopicPartition(topic, partition, 0)
         end = _high_watermark(cluster, topic, partition)
@@ -325,7 +335,7 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
             if message is None:
                 continue
             if error := message.error():
-                if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+                if not is_end(error):
                     raise failure(error, f"{topic} cannot be read")
                 if (message.offset() or 0) >= end:
                     return
@@ -364,7 +374,7 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
 
     Known from the messages, not from offsets: what ends a transaction takes an offset and is no message.
     """
-    consumer = assigned_consumer(cluster, topic, **{"enable.partition.eof": True})
+    consumer = consumer_to_end(cluster, topic)
     try:
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
         ended: set[int] = set()
@@ -373,7 +383,7 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
             error = message.error() if message is not None else None
             if message is None or error is None:
                 return True
-            if error.code() != KafkaError._PARTITION_EOF:  # noqa: SLF001 - the library has no public name for it
+            if not is_end(error):
                 raise failure(error, f"{topic} cannot be read")
             ended.add(message.partition() or 0)
         return False

@@ -14,10 +14,9 @@ from ingestor.core.time_range import TimeRange
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
 from ingestor.reader import RANGES_AT_ONCE, RangeReader
+from ingestor.schedule import SHORTEST_MS
 
 log = logging.getLogger(__name__)
-
-_SHORTEST_MS = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +89,9 @@ class Lane:
         try:
             packed = future.result()
         except TooManySamples as error:
-            if time_range.length_ms <= _SHORTEST_MS:
+            if time_range.length_ms <= SHORTEST_MS:
                 raise
-            self.length_ms = max(time_range.length_ms // 4, _SHORTEST_MS)
+            self.length_ms = max(time_range.length_ms // 4, SHORTEST_MS)
             log.info("range holds too much; reading shorter ones", extra={"error": str(error), "ms": self.length_ms})
             futures = self.abandon()
             # Until they have ended, what they hold is in memory.

@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable, Mapping
-from typing import Any, Self
+from typing import Self
 
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import Message, TopicPartition
 
 from ingestor.core.errors import PublishError, QueryRejected, TooManySamples
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import NO_NAMESPACE, Topics
-from ingestor.kafka import Cluster, assigned_consumer, failure, read_to_end
+from ingestor.kafka import Cluster, consumer_to_end, failure, is_end, read_to_end
 from ingestor.owners import Owners
 from ingestor.workloads import Pod, service_of
 
@@ -41,9 +41,7 @@ class Placements:
         self._next_offset = 0
         for message in read_to_end(cluster, self._topic):
             self._take(message)
-        # Reaching the end is told only once the broker answers, which it would put off for half a second.
-        settings: dict[str, Any] = {"enable.partition.eof": True, "fetch.wait.max.ms": 10}
-        self._tail = assigned_consumer(cluster, self._topic, **settings)
+        self._tail = consumer_to_end(cluster, self._topic)
 
     def __enter__(self) -> Self:
         return self
@@ -96,7 +94,7 @@ class Placements:
             while True:
                 message = self._tail.poll(_TIMEOUT_S)
                 error = None if message is None else message.error()
-                if message is None or (error is not None and error.code() != KafkaError._PARTITION_EOF):  # noqa: SLF001 - there is no public name
+                if message is None or (error is not None and not is_end(error)):
                     what = f"{self._topic} cannot be read"
                     raise failure(error, what) if error else PublishError(f"{what}: the broker does not answer")
                 if error is not None:

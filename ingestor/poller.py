@@ -16,8 +16,8 @@ from typing import Any
 import tenacity
 from confluent_kafka.admin import AdminClient
 
-from ingestor import jobs, presets, schedule
-from ingestor.catalogue import Labels, Meaning
+from ingestor import jobs, schedule
+from ingestor.catalogue import Meaning
 from ingestor.core.durations import ChunkSize, parse_time
 from ingestor.core.errors import (
     ConfigError,
@@ -35,11 +35,12 @@ from ingestor.lane import Bounds, Lane
 from ingestor.owners import Owners
 from ingestor.packing import PackedRange
 from ingestor.placements import Placements
-from ingestor.positions import LIVE_JOB, Position, job_name, read_positions
+from ingestor.positions import LIVE_JOB, Position, job_name, known_positions, read_positions
+from ingestor.presets import PRESETS
 from ingestor.publisher import Publisher
 from ingestor.reader import RangeReader, Selection, metric_names, whole_names
 from ingestor.relabel import Rules
-from ingestor.selector import Selector
+from ingestor.selector import Labels, Selector
 from ingestor.sources.base import Source
 from ingestor.sources.retrying import RetryingSource, log_retry
 from ingestor.splitting import Splits
@@ -121,7 +122,7 @@ class PollerSettings:
     @property
     def selection(self) -> Selection:
         """Which series are read, and what their labels mean."""
-        preset = presets.PRESETS[self.preset]
+        preset = PRESETS[self.preset]
 
         def rewrite(labels: Labels) -> Labels | None:
             rewritten = self.rules.apply(preset.rewrite(labels))
@@ -142,7 +143,8 @@ class PollerSettings:
             "start": self.start,
             "end": self.end,
             "align": str(self.align) if self.align else None,
-        } | (self.selected)
+            **self.selected,
+        }
 
     @property
     def selected(self) -> dict[str, Any]:
@@ -219,7 +221,7 @@ class Poller:
     def run(self) -> list[Position]:
         """Publish until the end of the command's jobs (or *stop*); return where they stand.
 
-        There are none where all of the time was read by other jobs already.
+        There are none where other jobs claim all of the time.
 
         Raises:
             ConfigError: nothing can be read as asked; nothing was published.
@@ -276,9 +278,7 @@ class Poller:
     def goes_on(self) -> bool:
         """Tell whether this is a live job that has begun: it may wait for its backend."""
         settings = self.settings
-        if settings.end is not None or settings.topics.positions not in partition_counts(connect(settings.cluster)):
-            return False
-        return settings.command in read_positions(settings.cluster, settings.topics)
+        return settings.end is None and settings.command in known_positions(settings.cluster, settings.topics)
 
     def plan(self) -> str:
         """Return in words what the first run of this command would read; nothing is published.
@@ -296,9 +296,8 @@ class Poller:
 
     def _run_once(self, admin: AdminClient) -> list[Position]:
         settings = self.settings
-        if settings.topics.positions not in partition_counts(admin):
-            # What cannot be read as asked is refused before anything is made.
-            self._bounds()
+        # What cannot be read as asked is refused before anything is made.
+        bounds = None if settings.topics.positions in partition_counts(admin) else self._bounds()
         partitions = ensure_topics(admin, settings.topics, settings.partitions)
         with ExitStack() as stack:
             waits = settings.waits_for_its_turn
@@ -309,7 +308,7 @@ class Poller:
                     return self._last
             publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
             self.telemetry.activated()
-            self._last = self._begun(partitions)
+            self._last = self._begun(partitions, bounds)
             unfinished = [position for position in self._last if not position.ended]
             if not unfinished:
                 return self._last
@@ -335,8 +334,13 @@ class Poller:
             telemetry=self.telemetry,
         )
 
-    def _begun(self, partitions: int) -> list[Position]:
-        """Return the command's jobs: those that it has begun, else new ones, which are stored at once."""
+    def _begun(self, partitions: int, bounds: tuple[int, int | None] | None) -> list[Position]:
+        """Return the command's jobs: those that it has begun, else new ones, which are stored at once.
+
+        Args:
+            partitions: of the range-chunk topic.
+            bounds: the command's times, where they are resolved already.
+        """
         settings = self.settings
         stored = read_positions(settings.cluster, settings.topics).values()
         mine = [p for p in jobs.parts_of(settings.command, stored) if not jobs.is_recheck(p.job)]
@@ -345,7 +349,7 @@ class Poller:
             self._check_old(position, partitions)
         if mine:
             return mine
-        start_ms, end_ms = self._bounds()
+        start_ms, end_ms = bounds or self._bounds()
         for _ in range(_CLAIM_ATTEMPTS):
             try:
                 return self._claimed(start_ms, end_ms, partitions)
@@ -414,13 +418,12 @@ class Poller:
         if position.ended and position.job == LIVE_JOB:
             raise ConfigError(
                 f"the job {LIVE_JOB} was cancelled at {iso(position.position_ms)} and does not begin again: read on "
-                f"with ingestor backfill, or poll under another --topic-prefix"
+                "with ingestor backfill, or poll under another --topic-prefix"
             )
         if position.ended:
             log.info("job has ended already", extra={"job": position.job, "end": iso(position.position_ms)})
             return
-        wanted = settings.arguments
-        if changed := [name for name, value in wanted.items() if position.arguments.get(name) != value]:
+        if changed := [name for name, value in settings.arguments.items() if position.arguments.get(name) != value]:
             log.warning("job goes on with another selection than it began with", extra={"changed": changed})
         log.info("job goes on", extra={"job": position.job, "from": iso(position.position_ms)})
 
@@ -477,19 +480,11 @@ class Poller:
         length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
         if position.end_ms is not None:
             end_ms = position.end_ms
-            lanes = [Lane(position, work.reader, self._bounds_of_lane(0), lambda: end_ms, length_ms)]
+            main = self._lane(work, position, lambda: end_ms, length_ms)
+            lanes = [main]
         else:
-            lanes = [
-                Lane(
-                    position,
-                    work.reader,
-                    self._bounds_of_lane(self.settings.poll_interval_ms),
-                    self._settled_ms,
-                    length_ms,
-                )
-            ]
-            lanes += self._recheck_lane(work, lanes[0])
-        main = lanes[0]
+            main = self._lane(work, position, self._settled_ms, length_ms)
+            lanes = [main, *self._recheck_lane(work, main)]
         self._tell = lambda: self._tell_trouble(work, main)
         try:
             while not main.position.ended and not self.stop.is_set():
@@ -504,8 +499,11 @@ class Poller:
             for lane in lanes:
                 lane.abandon()
 
-    def _bounds_of_lane(self, poll_interval_ms: int) -> Bounds:
-        return Bounds(self.settings.target_samples, self.settings.max_in_flight_samples, poll_interval_ms)
+    def _lane(self, work: _Work, position: Position, until_ms: Callable[[], int], length_ms: int) -> Lane:
+        settings = self.settings
+        interval_ms = settings.poll_interval_ms if position.end_ms is None else 0
+        bounds = Bounds(settings.target_samples, settings.max_in_flight_samples, interval_ms)
+        return Lane(position, work.reader, bounds, until_ms, length_ms)
 
     def _recheck_lane(self, work: _Work, live: Lane) -> list[Lane]:
         """Return the lane that reads live ranges once more, and end one that is not wanted any longer."""
@@ -536,7 +534,7 @@ class Poller:
         def until_ms() -> int:
             return min(self._settled_ms() - recheck_ms, live.position.position_ms)
 
-        lane = Lane(going_on, work.reader, self._bounds_of_lane(settings.poll_interval_ms), until_ms, live.length_ms)
+        lane = self._lane(work, going_on, until_ms, live.length_ms)
         # Its messages name it themselves: so a worker knows it for what it is.
         lane.rechecked_by = going_on
         return [lane]

@@ -12,9 +12,12 @@ from ingestor.core.chunk import Refused
 from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, latest_by_key
+from ingestor.kafka import Cluster, connect, latest_by_key, partition_counts
 
 LIVE_JOB = "live"
+
+FOREVER_MS = 2**62
+"""The end of what has none."""
 
 _NAMED_AT_MOST = 100
 
@@ -53,7 +56,7 @@ class Position:
         end_ms = self.position_ms if self.ended else self.end_ms
         if end_ms is not None and end_ms <= self.start_ms:
             return None
-        return TimeRange(self.start_ms, _FOREVER_MS if end_ms is None else end_ms)
+        return TimeRange(self.start_ms, FOREVER_MS if end_ms is None else end_ms)
 
     def moved(
         self, time_range: TimeRange, samples: int, chunks: list[int], incomplete: tuple[Refused, ...] = ()
@@ -97,13 +100,19 @@ class Position:
             raise MalformedMessage(f"not a position: {error!r}") from error
 
 
-_FOREVER_MS = 2**62
-
-
 def job_name(arguments: dict[str, Any]) -> str:
     """Name a backfill by its arguments as typed: the same command goes on where it stopped."""
     digest = hashlib.blake2b(orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS), digest_size=5)
     return f"backfill-{digest.hexdigest()}"
+
+
+def known_positions(cluster: Cluster, topics: Topics) -> dict[str, Position]:
+    """Return the position of every job; none where the topic was never made.
+
+    Raises:
+        ConfigError: no broker answers.
+    """
+    return read_positions(cluster, topics) if topics.positions in partition_counts(connect(cluster)) else {}
 
 
 def read_positions(cluster: Cluster, topics: Topics) -> dict[str, Position]:

@@ -12,9 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ingestor.re2 import compile_re2
-from ingestor.selector import Matcher, Selector
-
-Labels = dict[str, str]
+from ingestor.selector import Labels, Matcher, Selector
 
 
 @dataclass(frozen=True, slots=True)

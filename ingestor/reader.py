@@ -18,6 +18,7 @@ from ingestor.core.errors import QueryRejected, SourceUnavailable, TooManySample
 from ingestor.core.time_range import TimeRange
 from ingestor.packing import FetchedSeries, PackedRange, pack
 from ingestor.presets import Reading
+from ingestor.schedule import SHORTEST_MS
 from ingestor.selector import Matcher, Selector, halves_by_series
 from ingestor.sources.base import SeriesBlock, Source
 from ingestor.sources.remote_read import RemoteReadUnsupported
@@ -27,7 +28,6 @@ from ingestor.workloads import Pod
 
 log = logging.getLogger(__name__)
 
-_SHORTEST_MS = 1_000
 _TYPES_EVERY_S, _NO_TYPES_S = 600.0, 30.0
 RANGES_AT_ONCE = 2
 """While one is packed, the next one's requests are under way."""
@@ -146,7 +146,7 @@ class RangeReader:
             while answers:
                 answer = answers.popleft().result()
                 samples += answer.samples
-                if samples > self._most_samples and time_range.length_ms > _SHORTEST_MS:
+                if samples > self._most_samples and time_range.length_ms > SHORTEST_MS:
                     raise TooManySamples(f"more than {self._most_samples:,} samples in {time_range}")
                 refused += answer.refused
                 ways.update(block.source for block in answer.blocks)
@@ -249,7 +249,7 @@ class RangeReader:
         return [(selector, half) for half in time_range.halves()]
 
     def _gives_a_bit(self, metric: _Metric, selector: Selector, time_range: TimeRange) -> bool:
-        bit_ms = max(time_range.length_ms // _A_BIT, _SHORTEST_MS)
+        bit_ms = max(time_range.length_ms // _A_BIT, SHORTEST_MS)
         if bit_ms >= time_range.length_ms:
             return False
         bit = TimeRange(time_range.start_ms, time_range.start_ms + bit_ms)
@@ -308,7 +308,7 @@ class _Answer:
 
         A single bad second is then found, and a bad day costs some dozen questions, not a hundred thousand.
         """
-        return _SHORTEST_MS << min(len(set(self.refused)), 30)
+        return SHORTEST_MS << min(len(set(self.refused)), 30)
 
     @property
     def fewest_series(self) -> int:
@@ -411,6 +411,6 @@ def _names(selector: Selector, source: Source, time_range: TimeRange) -> Iterabl
     try:
         return source.metric_names(selector, time_range)
     except TooManySamples:
-        if time_range.length_ms <= _SHORTEST_MS:
+        if time_range.length_ms <= SHORTEST_MS:
             raise
         return {name for half in time_range.halves() for name in _names(selector, source, half)}

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ingestor.re2 import compile_re2
-
-Labels = dict[str, str]
+from ingestor.selector import Labels
 
 _DEFAULTS = {"action": "replace", "separator": ";", "regex": "(.*)", "replacement": "$1", "target_label": ""}
 _KEYS = ("action", "source_labels", "separator", "target_label", "regex", "replacement")

@@ -10,7 +10,10 @@ TARGET_SAMPLES = 2_000_000
 _SCRAPE_INTERVAL_MS = 15_000
 """Assumed for the first range only; the next ones go by what was found."""
 
-_SHORTEST_MS, _LONGEST_MS = 1_000, 10 * 86_400_000
+SHORTEST_MS = 1_000
+"""No range is cut shorter, whatever it holds."""
+
+_LONGEST_MS = 10 * 86_400_000
 _STEP = 4
 
 
@@ -45,4 +48,4 @@ def due(position_ms: int, until_ms: int, length_ms: int) -> TimeRange | None:
 
 
 def _bounded(length_ms: int) -> int:
-    return min(max(length_ms, _SHORTEST_MS), _LONGEST_MS)
+    return min(max(length_ms, SHORTEST_MS), _LONGEST_MS)

@@ -6,6 +6,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+Labels = dict[str, str]
+"""A series' labels; the metric's name is one of them, ``__name__``."""
+
 _METRIC_NAME = "__name__"
 _EXAMPLES = 'write it like {pod!=""}, up{namespace="shop"} or {namespace=~"a|b",pod!=""}'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,12 +39,12 @@ class ConfigFile:
     """In the order of the file."""
 
 
-class Pairs(click.ParamType):
+class Pairs(click.ParamType, ABC):
     """The type of a repeatable flag that a file may also give as a mapping."""
 
+    @abstractmethod
     def from_pair(self, key: str, value: str) -> str:
         """Return how the pair is typed on a command line."""
-        raise NotImplementedError
 
 
 class Document(click.ParamType):

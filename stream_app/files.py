@@ -28,7 +28,7 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, failure, is_refusal, reason, wait_for_leaders
+from ingestor.kafka import Cluster, assigned_consumer, connect, failure, is_end, is_refusal, reason, wait_for_leaders
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -47,8 +47,7 @@ _REMIND_S = 30.0
 _LATEST_MS = 253_402_300_799_999
 """The end of the year 9999: nothing later has an ISO 8601 timestamp."""
 
-# The library names neither of these publicly.
-_EOF = KafkaError._PARTITION_EOF  # noqa: SLF001
+# The library names none of these publicly.
 _NO_RESET = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
 _GONE = (
     KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
@@ -249,7 +248,7 @@ class _Loop:
 
     def _take_event(self, message: Any, error: KafkaError) -> bool:
         topic, partition, code = message.topic(), message.partition(), error.code()
-        if code == _EOF:
+        if is_end(error):
             # Past the markers of transactions, which are offsets without a message.
             ended_at = message.offset()
             moved = ended_at > self._offsets[topic].get(partition, -1)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress, pairwise
 
 import numpy as np
 import orjson
@@ -306,27 +306,33 @@ class Pipeline:
             revision=job.revision,
             incomplete=job.incomplete,
         )
+        changed = self._changed(name, group_by, cells, first, last, context) if job.is_recheck else None
+        if changed is not None and not any(changed):
+            return []
         topic = self._view.topics.sink(group_by)
         outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
-        if not job.is_recheck:
-            return outputs
-        rechecked = next((other for other in self._jobs.values() if other.recheck == name), None)
-        if rechecked is None:
-            # Its job was cancelled: there is nothing to compare with.
-            return []
-        changed = self._changed(rechecked, group_by, cells, first, last, context)
-        return [output for output, is_changed in zip(outputs, changed, strict=True) if is_changed]
+        return outputs if changed is None else list(compress(outputs, changed))
 
     def _changed(
-        self, rechecked: _Job, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
-    ) -> Iterator[bool]:
-        """Tell of each record whether it says something new; a window that is seen in part does not."""
+        self, name: str, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
+    ) -> list[bool]:
+        """Tell of each record of a recheck whether it says something new; a window that is seen in part does not."""
+        rechecked = next((other for other in self._jobs.values() if other.recheck == name), None)
+        if rechecked is None or first == last:
+            # Where its job was cancelled, there is nothing to compare with.
+            return []
+        windows_ms = cells.window_ms[first:last]
+        edges = self._view.chunk_size.edges_ms(int(windows_ms[0]), int(windows_ms[-1]) + 1).tolist()
+        whole = {
+            start_ms
+            for start_ms, end_ms in pairwise(edges)
+            if not context.is_partial(start_ms, end_ms) and not context.missing(start_ms, end_ms)
+        }
         results = record_results(cells, first, last)
-        for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True):
-            window_ms = identity[2]
-            edges = self._view.chunk_size.edges_ms(window_ms, window_ms + 1).tolist()
-            is_whole = not context.is_partial(*edges) and not context.missing(*edges)
-            yield is_whole and rechecked.results.get(identity) != result
+        return [
+            identity[2] in whole and rechecked.results.get(identity) != result
+            for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True)
+        ]
 
     def _emission(self, outputs: list[Output], *, final: bool) -> Emission:
         low = self.low

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import pyarrow as pa
 import requests
 
+from ingestor.sources.remote_read import _field
+
 HEADERS = {
     "Content-Encoding": "snappy",
     "Content-Type": "application/x-protobuf",
@@ -26,17 +28,5 @@ def push(url: str, series: Sequence[tuple[Mapping[str, str], int, float]]) -> No
 
 def _series(labels: Mapping[str, str], time_ms: int, value: float) -> bytes:
     pairs = (_field(1, name.encode()) + _field(2, text.encode()) for name, text in sorted(labels.items()))
-    sample = b"\x09" + struct.pack("<d", value) + b"\x10" + _varint(time_ms)
+    sample = b"\x09" + struct.pack("<d", value) + _field(2, time_ms)
     return b"".join(_field(1, pair) for pair in pairs) + _field(2, sample)
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | 2) + _varint(len(content)) + content
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 127:
-        encoded.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*encoded, number])

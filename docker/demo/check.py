@@ -15,7 +15,7 @@ from tables import Table
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import iso
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, partition_counts
+from ingestor.kafka import Cluster, connect, consumer_to_end, is_end, partition_counts
 from stream_app.records import decode_record
 
 _TIMEOUT_S = 20.0
@@ -179,7 +179,7 @@ def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Mes
     """Yield what is in all partitions of *topics* now: with one consumer, for each takes a while to come and go."""
     counts = partition_counts(connect(cluster))
     open_partitions = {(topic, partition) for topic in topics for partition in range(counts[topic])}
-    consumer = assigned_consumer(cluster, Topics().prefix, **{"enable.partition.eof": True})
+    consumer = consumer_to_end(cluster, Topics().prefix)
     try:
         consumer.assign([TopicPartition(topic, partition, 0) for topic, partition in open_partitions])
         while open_partitions:
@@ -188,7 +188,7 @@ def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Mes
                 raise KafkaException(KafkaError(KafkaError._TIMED_OUT))  # noqa: SLF001 - there is no public name
             if message.error() is None:
                 yield message
-            elif message.error().code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - as above
+            elif is_end(message.error()):
                 open_partitions.discard((message.topic(), message.partition()))
             else:
                 raise KafkaException(message.error())

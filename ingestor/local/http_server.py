@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import requests
+import yaml
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.processes import Child, PortTakenError
@@ -16,7 +20,39 @@ START_TIMEOUT_S = 60.0
 
 
 class HttpServer(Server):
-    """A `Server` with an HTTP API."""
+    """A `Server` with an HTTP API, and a configuration as Prometheus has it.
+
+    Args:
+        folder: made if missing; the data goes into ``data`` below it.
+        port: the listener; None chooses one at the first start, and this object keeps it.
+        config: the configuration as YAML or as what that YAML means; None scrapes nothing.
+        extra_args: more flags.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        port: int | None = None,
+        config: str | Mapping[str, Any] | None = None,
+        extra_args: Sequence[str] = (),
+    ) -> None:
+        super().__init__(folder, port)
+        self._config = config
+        self._extra_args = list(extra_args)
+
+    @property
+    def data_dir(self) -> Path:
+        """Where the samples are."""
+        return self.folder / "data"
+
+    def _write_config(self, name: str) -> Path:
+        """Write the configuration, and make the folders; return its file."""
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        path = self.folder / name
+        config = self._config
+        path.write_text(config if isinstance(config, str) else yaml.safe_dump(dict(config or {"global": {}})))
+        return path
 
     @property
     def url(self) -> str:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import requests
-import yaml
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once
@@ -47,28 +46,17 @@ class LocalPrometheus(HttpServer):
         """Describe the server; nothing runs yet.
 
         Args:
-            folder: made if missing.
-            port: the listener; None chooses one at the first start, and this object keeps it.
-            config: the configuration as YAML or as what that YAML means; None scrapes nothing.
-            extra_args: more flags; a repeated flag is an error of Prometheus.
+            folder: as those of `HttpServer`, and so are *port*, *config* and *extra_args*.
+            port: the listener.
+            config: what it scrapes.
+            extra_args: a repeated flag is an error of Prometheus.
             program: another Prometheus than that of :func:`find_binaries`.
         """
-        super().__init__(folder, port)
-        self._config = config
-        self._extra_args = list(extra_args)
+        super().__init__(folder, port=port, config=config, extra_args=extra_args)
         self._program = program
 
-    @property
-    def data_dir(self) -> Path:
-        """Where the blocks are."""
-        return self.folder / "data"
-
     def _launch(self, port: int) -> Child:
-        program = self._program or find_binaries().prometheus
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        text = self._config if isinstance(self._config, str) else yaml.safe_dump(dict(self._config or {"global": {}}))
-        (self.folder / "prometheus.yml").write_text(text)
-        return Child(self._command(program, port), log_path=self.folder / "prometheus.log").start()
+        return Child(self._command(port), log_path=self.folder / "prometheus.log").start()
 
     def _answers(self, session: requests.Session, url: str) -> bool | None:
         if not session.get(f"{url}/-/ready", timeout=1.0).ok:
@@ -76,10 +64,10 @@ class LocalPrometheus(HttpServer):
         flags = session.get(f"{url}/api/v1/status/flags", timeout=5.0).json()
         return bool(flags["data"]["storage.tsdb.path"] == str(self.data_dir))
 
-    def _command(self, program: Path, port: int) -> list[str | Path]:
+    def _command(self, port: int) -> list[str | Path]:
         return [
-            program,
-            f"--config.file={self.folder / 'prometheus.yml'}",
+            self._program or find_binaries().prometheus,
+            f"--config.file={self._write_config('prometheus.yml')}",
             f"--storage.tsdb.path={self.data_dir}",
             "--storage.tsdb.retention.time=100y",
             f"--web.listen-address=127.0.0.1:{port}",

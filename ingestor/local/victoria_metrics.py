@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import requests
-import yaml
 
 from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once
@@ -25,35 +22,11 @@ class LocalVictoriaMetrics(HttpServer):
     """A single-node VictoriaMetrics on 127.0.0.1 only, with its data in a folder, that never forgets (100 years).
 
     It ends with this process (see :class:`~ingestor.local.processes.Child`). The folder gets
-    ``scrape.yml``, ``victoria-metrics.log`` and ``data``. Samples with one timestamp are all kept.
+    ``scrape.yml``, ``victoria-metrics.log`` and ``data``. Samples with one timestamp are all kept. Of the
+    configuration only what scrapes is read.
     """
 
     name = "VictoriaMetrics"
-
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        port: int | None = None,
-        config: str | Mapping[str, Any] | None = None,
-        extra_args: Sequence[str] = (),
-    ) -> None:
-        """Describe the server; nothing runs yet.
-
-        Args:
-            folder: made if missing.
-            port: the listener; None chooses one at the first start, and this object keeps it.
-            config: Prometheus' configuration of scrapes as YAML or as what that YAML means; None scrapes nothing.
-            extra_args: more flags.
-        """
-        super().__init__(folder, port)
-        self._config = config
-        self._extra_args = list(extra_args)
-
-    @property
-    def data_dir(self) -> Path:
-        """Where the samples are."""
-        return self.folder / "data"
 
     def import_text(self, text_file: Path) -> None:
         """Take in the samples of a text, and make them visible.
@@ -75,13 +48,9 @@ class LocalVictoriaMetrics(HttpServer):
             session.get(f"{self.url}/internal/force_flush", timeout=_IMPORT_TIMEOUT_S).raise_for_status()
 
     def _launch(self, port: int) -> Child:
-        program = find_program()
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        text = self._config if isinstance(self._config, str) else yaml.safe_dump(dict(self._config or {"global": {}}))
-        (self.folder / "scrape.yml").write_text(text)
         command: list[str | Path] = [
-            program,
-            f"-promscrape.config={self.folder / 'scrape.yml'}",
+            find_program(),
+            f"-promscrape.config={self._write_config('scrape.yml')}",
             f"-storageDataPath={self.data_dir}",
             "-retentionPeriod=100y",
             f"-httpListenAddr=127.0.0.1:{port}",
