@@ -11,8 +11,9 @@ from ingestor.packing import FetchedSeries, pack
 from ingestor.sources.frames import scan_frames
 from ingestor.sources.query_json import read_matrix
 from ingestor.sources.xor import PADDING_BYTES, decode_chunks
-from stream_app.pipeline import Pipeline, View
-from stream_app.windows import METHODS, OVER_TIME
+from stream_app.methods import METHODS, OVER_TIME
+from stream_app.pipeline import Pipeline
+from stream_app.view import View
 
 WHOLE = TimeRange(0, 120_000)
 
@@ -30,7 +31,7 @@ messages = [
 # Nothing to decode is enough: the types decide what is compiled.
 frames = scan_frames(np.zeros(PADDING_BYTES, np.uint8), 0, {})
 decode_chunks(np.zeros(PADDING_BYTES, np.uint8), frames.starts, frames.ends, 0, 1, np.empty(0, np.int64), np.empty(0))
-for method in METHODS:
+for method in (*METHODS, "p90"):
     for over_time in OVER_TIME:
         pipeline = Pipeline(View(ChunkSize.parse("1m"), method, over_time, ("pod", "service")), 0, "")
         for offset, message in enumerate(messages):

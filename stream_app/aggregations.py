@@ -1,7 +1,7 @@
-"""The numba kernels, and what each method does with the samples of a window.
+"""The numba kernels, and what each method makes of values that are all there (`METHODS_OF_VALUES`).
 
-Every kernel works on whole columns and releases the GIL. *Runs* are maximal
-stretches of one series' samples inside one window: run i is ``starts[i]:starts[i + 1]``.
+Every kernel works on whole columns and releases the GIL. *Runs* are stretches of
+values that belong together: run i is ``values[starts[i]:starts[i + 1]]``, never empty.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any, TypeVar, cast
 import numba
 import numpy as np
 import numpy.typing as npt
+
+from stream_app.methods import quantile_of
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -103,6 +105,67 @@ def sum_pairs(
 
 
 @_compiled
+def split_exactly(value: float) -> tuple[float, float]:
+    """Cut *value* into two parts of at most 26 bits each.
+
+    Source: Veltkamp's split, in Dekker, A Floating-Point Technique for Extending the Available Precision, 1971.
+    """
+    shifted = value * 134_217_729.0
+    head = shifted - (shifted - value)
+    return head, value - head
+
+
+@_compiled
+def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[float, float]:
+    """Add *a* times *b* to the double-double number *high* + *low*.
+
+    Source: Dekker's product, in the same paper.
+    """
+    product = a * b
+    if not np.isfinite(product):
+        return high + product, 0.0
+    a_head, a_tail = split_exactly(a)
+    b_head, b_tail = split_exactly(b)
+    rest = ((a_head * b_head - product) + a_head * b_tail + a_tail * b_head) + a_tail * b_tail
+    high, low = add_exactly(high, low, product)
+    # Above 2**996 the split overflows; the product alone is then what there is.
+    return add_exactly(high, low, rest) if np.isfinite(high) and np.isfinite(rest) else (high, low)
+
+
+@_compiled
+def sum_square_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return the sum of each run's squares as double-double numbers: high and low parts, shape (runs,)."""
+    runs = len(starts) - 1
+    highs, lows = np.empty(runs), np.empty(runs)
+    for run in range(runs):
+        high, low = 0.0, 0.0
+        for i in range(starts[run], starts[run + 1]):
+            high, low = add_product_exactly(high, low, values[i], values[i])
+        highs[run], lows[run] = high, low
+    return highs, lows
+
+
+@_compiled
+def stddev_of_sums(
+    highs: Float64Array, lows: Float64Array, square_highs: Float64Array, square_lows: Float64Array, counts: Int64Array
+) -> Float64Array:
+    """Return population standard deviations from sums of values and of their squares, all shape (cells,).
+
+    n * sum(x^2) - sum(x)^2 is worked out in double-double numbers: to the last digit while
+    the deviation is above 1e-7 of the mean. Infinities and NaN give NaN.
+    """
+    out = np.empty(len(counts))
+    for cell in range(len(counts)):
+        n = float(counts[cell])
+        high, low = add_product_exactly(0.0, 0.0, n, square_highs[cell])
+        high, low = add_exactly(high, low, n * square_lows[cell])
+        high, low = add_product_exactly(high, low, -highs[cell], highs[cell])
+        high, low = add_exactly(high, low, -2.0 * highs[cell] * lows[cell])
+        out[cell] = np.sqrt(max(high, 0.0)) / n if np.isfinite(high) else np.nan
+    return out
+
+
+@_compiled
 def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int64Array:
     """Add up *counts* over each group ``order[starts[g]:starts[g + 1]]``."""
     out = np.zeros(len(starts) - 1, np.int64)
@@ -153,6 +216,32 @@ def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
 
 
 @_compiled
+def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> Float64Array:
+    """Return each run's quantile, between the two nearest values linearly; NaN where a sample is NaN.
+
+    Sorts *values* within the runs.
+
+    Source: ``quantile_over_time`` of Prometheus, and numpy's default; type 7 in Hyndman and Fan, 1996.
+    """
+    runs = len(starts) - 1
+    out = np.empty(runs)
+    for run in range(runs):
+        part = values[starts[run] : starts[run + 1]]
+        _sort(part)
+        n = len(part)
+        rank = quantile * (n - 1)
+        lower = int(np.floor(rank))
+        weight = rank - lower
+        if np.isnan(part[n - 1]):
+            out[run] = np.nan
+        elif weight == 0.0:
+            out[run] = part[lower]
+        else:
+            out[run] = part[lower] * (1.0 - weight) + part[lower + 1] * weight
+    return out
+
+
+@_compiled
 def _sort(part: Float64Array) -> None:
     """Sort in place, NaN last. Windows are small: insertion beats the general sort below 32 values."""
     n = len(part)
@@ -187,6 +276,72 @@ def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Ar
     return out
 
 
+@_compiled
+def reset_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
+    """Return what each run of a counter had counted before its resets, as double-double numbers, shape (runs,).
+
+    A value below the one before it is a reset: that one is added. As in Prometheus' ``increase``,
+    comparisons with NaN are false.
+    """
+    runs = len(starts) - 1
+    highs, lows = np.empty(runs), np.empty(runs)
+    for run in range(runs):
+        high, low = 0.0, 0.0
+        for i in range(starts[run] + 1, starts[run + 1]):
+            if values[i] < values[i - 1]:
+                high, low = add_exactly(high, low, values[i - 1])
+        highs[run], lows[run] = high, low
+    return highs, lows
+
+
+@_compiled
+def merge_resets(
+    order: Int64Array,
+    starts: Int64Array,
+    firsts: Float64Array,
+    lasts: Float64Array,
+    highs: Float64Array,
+    lows: Float64Array,
+) -> tuple[Float64Array, Float64Array]:
+    """Join stretches of counters: group g is ``order[starts[g]:starts[g + 1]]``, in the order of time.
+
+    Args:
+        order: which stretches, group by group.
+        starts: where groups start in *order*.
+        firsts: the first value of each stretch.
+        lasts: its last value.
+        highs: what it had counted before its resets, high parts.
+        lows: the low parts.
+
+    Returns:
+        What each group had counted before its resets, those between its stretches too, shape (groups,).
+    """
+    groups = len(starts) - 1
+    out_highs, out_lows = np.empty(groups), np.empty(groups)
+    for group in range(groups):
+        high, low = 0.0, 0.0
+        for i in range(starts[group], starts[group + 1]):
+            stretch = order[i]
+            if i > starts[group] and firsts[stretch] < lasts[order[i - 1]]:
+                high, low = add_exactly(high, low, lasts[order[i - 1]])
+            high, low = add_exactly(high, low, highs[stretch])
+            if np.isfinite(high):
+                high, low = add_exactly(high, low, lows[stretch])
+        out_highs[group], out_lows[group] = high, low
+    return out_highs, out_lows
+
+
+@_compiled
+def increases(highs: Float64Array, lows: Float64Array, lasts: Float64Array, bases: Float64Array) -> Float64Array:
+    """Return last - base + (what was counted before resets), rounded once, shape (n,)."""
+    out = np.empty(len(lasts))
+    for i in range(len(lasts)):
+        high, low = add_exactly(highs[i], lows[i], lasts[i])
+        high, low = add_exactly(high, low, -bases[i])
+        out[i] = high
+    return out
+
+
 def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -> Float64Array:
     """Divide double-double sums by counts, and correct the quotient by its remainder.
 
@@ -206,3 +361,29 @@ def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -
         error = ((q_high * n_high - product) + q_high * n_low + q_low * n_high) + q_low * n_low
         corrected = quotient + ((highs - product) - error + lows) / n
     return np.where(np.isfinite(corrected), corrected, quotient)
+
+
+def stddev_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
+    """Return each run's population standard deviation."""
+    counts = np.diff(starts)
+    return stddev_of_sums(*sum_runs(starts, values), *sum_square_runs(starts, values), counts)
+
+
+def values_of_runs(method: str, starts: Int64Array, values: Float64Array) -> Float64Array:
+    """Apply a method of METHODS_OF_VALUES, or a quantile, to each run; *values* may be sorted within runs."""
+    quantile = quantile_of(method)
+    return METHODS_OF_VALUES[method](starts, values) if quantile is None else quantile_runs(starts, values, quantile)
+
+
+METHODS_OF_VALUES: dict[str, Callable[[Int64Array, Float64Array], Float64Array]] = {
+    "sum": lambda starts, values: sum_runs(starts, values)[0],
+    "mean": lambda starts, values: mean_of_pairs(*sum_runs(starts, values), np.diff(starts)),
+    "median": median_runs,
+    # NaN counts only where there is nothing else, as in Prometheus.
+    "min": lambda starts, values: np.fmin.reduceat(values, starts[:-1]),
+    "max": lambda starts, values: np.fmax.reduceat(values, starts[:-1]),
+    "count": lambda starts, _: np.diff(starts).astype(np.float64),
+    "stddev": stddev_runs,
+    # Whoever calls has put them in the order of time.
+    "last": lambda starts, values: values[starts[1:] - 1],
+}

@@ -19,8 +19,9 @@ from ingestor.core import wire
 from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
 from ingestor.kafka import Cluster, connect
 from stream_app.faust_transport import App, Transport, credentials, group_metadata
-from stream_app.pipeline import Emission, Pipeline, View
+from stream_app.pipeline import Emission, Pipeline
 from stream_app.transactions import Superseded, Transactions
+from stream_app.view import View
 
 log = logging.getLogger(__name__)
 

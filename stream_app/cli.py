@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,18 +27,18 @@ from ingestor.options import (
     meaning_arguments,
     source_options,
     start_option,
+    typed,
 )
 from ingestor.urls import split_prometheus_url, without_credentials
+from stream_app.methods import COUNTERS, GROUP_BY, METHODS, OVER_TIME, method_name, parse_method
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for Faust, numba and pyarrow.
-    from stream_app.pipeline import View
+    from stream_app.view import View
 
 log = logging.getLogger(__name__)
 
-METHODS = ("sum", "mean", "median")
-OVER_TIME = ("pooled", "last")
-GROUP_BY = ("pod", "service")
+METHOD = typed("method", parse_method)
 DEFAULT_WEB_PORT = 6066
 
 
@@ -52,6 +53,18 @@ def cli() -> None:
     """
 
 
+def _metric_method(text: str) -> tuple[str, str]:
+    """Read ``REGEX=METHOD``; the regular expression may have an equals sign of its own."""
+    pattern, equals, method = text.rpartition("=")
+    if not (equals and pattern):
+        raise ValueError(f"{text!r} is not REGEX=METHOD, like '.*_total=sum'")
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
+    return pattern, parse_method(method)
+
+
 def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what is made of the samples."""
     options: list[Callable[..., Any]] = [
@@ -64,17 +77,32 @@ def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option(
             "--method",
-            type=click.Choice(METHODS),
+            type=METHOD,
             default="mean",
             show_default=True,
-            help="What is made of a window's samples.",
+            help=f"What is made of a window's samples: {', '.join(METHODS)}, or a quantile like p99.9.",
+        ),
+        click.option(
+            "--metric-method",
+            "metric_methods",
+            type=typed("regex=method", _metric_method),
+            multiple=True,
+            help="A method of their own for metrics whose whole name matches; repeatable, the first match counts.",
         ),
         click.option(
             "--over-time",
             type=click.Choice(OVER_TIME),
             default="pooled",
             show_default=True,
-            help="pooled: all samples count; last: only each series' last one in the window.",
+            help="pooled: all samples count; else first each series' own last, mean, increase or rate in the window, "
+            "then the method across the series.",
+        ),
+        click.option(
+            "--counters",
+            type=click.Choice(COUNTERS),
+            default="raw",
+            show_default=True,
+            help="increase, rate: what comes first for each series of a counter; raw: counters are not special.",
         ),
         group_by_option,
     ]
@@ -145,10 +173,11 @@ def worker(**flags: Any) -> None:
 @format_option
 @group_by_option
 @click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
-@click.option("--method", type=click.Choice(METHODS), help="Take records of this method only, where there are several.")
+@click.option("--method", type=METHOD, help="Take records of this method only, where there are several.")
 @click.option(
     "--over-time", type=click.Choice(OVER_TIME), default="pooled", help="With --method: as the worker has it."
 )
+@click.option("--counters", type=click.Choice(COUNTERS), default="raw", help="With --method: as the worker has it.")
 @click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
 @click.option(
     "--idle",
@@ -166,7 +195,6 @@ def files(**flags: Any) -> None:
     import orjson  # noqa: PLC0415
 
     from stream_app.files import FilesProgress, FilesSettings, run_files  # noqa: PLC0415
-    from stream_app.pipeline import method_name  # noqa: PLC0415
 
     settings = FilesSettings(
         cluster=flags["cluster"],
@@ -174,7 +202,7 @@ def files(**flags: Any) -> None:
         storage=flags["storage"],
         group_by=flags["group_by"],
         chunk_size=str(flags["chunk_size"]) if flags["chunk_size"] else None,
-        method=flags["method"] and method_name(flags["method"], flags["over_time"]),
+        method=flags["method"] and method_name(flags["method"], flags["over_time"], flags["counters"]),
         until_idle=flags["until_idle"],
         idle_s=flags["idle_ms"] / 1000,
     )
@@ -261,10 +289,18 @@ def _poller_secrets(flags: dict[str, Any]) -> dict[str, str]:
 
 def _view(flags: dict[str, Any]) -> View:
     from ingestor.core.topics import Topics  # noqa: PLC0415
-    from stream_app.pipeline import View  # noqa: PLC0415
+    from stream_app.view import View  # noqa: PLC0415
 
     group_by: Any = tuple(name for name in GROUP_BY if name in flags["group_by"])
-    return View(flags["chunk_size"], flags["method"], flags["over_time"], group_by, flags["topics"] or Topics())
+    return View(
+        flags["chunk_size"],
+        flags["method"],
+        flags["over_time"],
+        group_by,
+        flags["topics"] or Topics(),
+        flags["counters"],
+        flags["metric_methods"],
+    )
 
 
 def _free_web_port(port: int) -> int | None:

@@ -29,7 +29,7 @@ from ingestor.local.processes import PIPE, Child
 from ingestor.options import cluster_arguments
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
-from stream_app.pipeline import View
+from stream_app.view import View
 
 log = logging.getLogger(__name__)
 
@@ -142,7 +142,7 @@ class _State:
         storage, folder = settings.storage, settings.storage / _STATE
         arguments = [
             *settings.poller_arguments,
-            settings.view.group_id,
+            settings.view.identity,
             settings.cluster.bootstrap_servers if settings.cluster else "",
         ]
         try:
@@ -248,13 +248,8 @@ class _Parts:
         return self._child("poller", ["-m", "ingestor", *arguments], self._settings.poller_secrets, stdout=PIPE)
 
     def _worker(self) -> Child:
-        view = self._view
-        arguments = ["--chunk-size", str(view.chunk_size), "--method", view.method, "--over-time", view.over_time]
-        for group_by in view.group_by:
-            arguments += ["--group-by", group_by]
-        return self._child(
-            "worker", ["-m", "stream_app", "worker", "--slot", "0", "--web-port", "0", *self._kafka, *arguments], {}
-        )
+        arguments = ["--slot", "0", "--web-port", "0", *self._kafka, *self._view.arguments()]
+        return self._child("worker", ["-m", "stream_app", "worker", *arguments], {})
 
     def _child(self, name: str, arguments: list[str], environment: dict[str, str], stdout: int | None = None) -> Child:
         log_path = self._state.folder / "logs" / f"{name}.log"

@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import orjson
 
-from ingestor.core.chunk import Int64Array, Refused
+from ingestor.core.chunk import Float64Array, Int64Array, Refused
 from ingestor.core.durations import ChunkSize
 from stream_app.records import RECORD_VERSION, record_key
 from stream_app.windows import Closed
+
+EVERY_METRIC = "*"
+"""In ``incomplete``: messages were missing or unreadable, which may have held any metric."""
 
 _INFINITIES = {float("inf"): "+Inf", float("-inf"): "-Inf"}
 
@@ -29,14 +32,19 @@ class RecordContext:
     whole_to_ms: int
     revision: int = 0
     incomplete: Sequence[Refused] = ()
+    holes: Sequence[tuple[int, int]] = ()
 
     def is_partial(self, start_ms: int, end_ms: int) -> bool:
         """Tell whether the job has read only a part of a window."""
-        return start_ms < self.whole_from_ms or end_ms > self.whole_to_ms
+        return start_ms < self.whole_from_ms or end_ms > self.whole_to_ms or self._has_hole(start_ms, end_ms)
 
     def missing(self, start_ms: int, end_ms: int) -> list[str]:
-        """Name the metrics of which the backend refused samples of a window."""
-        return sorted({r.metric for r in self.incomplete if r.start_ms < end_ms and start_ms < r.end_ms})
+        """Name the metrics that samples of a window are missing of; EVERY_METRIC: of any."""
+        missing = {r.metric for r in self.incomplete if r.start_ms < end_ms and start_ms < r.end_ms}
+        return sorted(missing | ({EVERY_METRIC} if self._has_hole(start_ms, end_ms) else set()))
+
+    def _has_hole(self, start_ms: int, end_ms: int) -> bool:
+        return any(hole_start < end_ms and start_ms < hole_end for hole_start, hole_end in self.holes)
 
 
 def record_starts(cells: Closed, first: int, last: int) -> Int64Array:
@@ -49,13 +57,23 @@ def record_starts(cells: Closed, first: int, last: int) -> Int64Array:
 
 
 def record_results(cells: Closed, first: int, last: int) -> list[int]:
-    """Return a hash for each record of ``cells[first:last]``: equal if metrics, values and samples are equal."""
-    bounds = [*record_starts(cells, first, last).tolist(), last - first]
+    """Return a hash for each record of ``cells[first:last]``, as `result_hash` gives it."""
+    starts = record_starts(cells, first, last)
+    bounds = [*starts.tolist(), last - first]
     names = np.array(cells.metrics, object)[cells.metric[first:last]].tolist()
-    values, samples = cells.value[first:last], cells.samples[first:last]
+    values = cells.value[first:last]
+    samples = np.add.reduceat(cells.samples[first:last], starts).tolist() if len(starts) else []
     return [
-        hash((tuple(names[at:to]), values[at:to].tobytes(), samples[at:to].tobytes())) for at, to in pairwise(bounds)
+        result_hash(names[at:to], values[at:to], count)
+        for (at, to), count in zip(pairwise(bounds), samples, strict=True)
     ]
+
+
+def result_hash(names: Sequence[str], values: Float64Array, samples: int) -> int:
+    """Return a hash that is equal, in this process, where metrics, values and number of samples are; never 0."""
+    # NaN has many spellings, a record has one.
+    same = np.where(np.isnan(values), np.nan, values)
+    return hash((tuple(names), same.tobytes(), samples)) or 1
 
 
 def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> Iterator[tuple[bytes, bytes]]:
@@ -97,6 +115,6 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
         }
         if who.pod is None:
             del record["pod"]
-        if context.incomplete and (missing := context.missing(start_ms, end_ms)):
+        if (context.incomplete or context.holes) and (missing := context.missing(start_ms, end_ms)):
             record["incomplete"] = missing
         yield record_key(who.namespace, who.pod, who.service), orjson.dumps(record)

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
+from typing import Protocol
 
 import numpy as np
 import orjson
 
-from ingestor.core.chunk import Header, Marker, RangeChunk, Refused
+from ingestor.core.chunk import LOOKBACK_MS, Header, Marker, RangeChunk, Refused
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, IngestorError
-from ingestor.core.topics import DEFAULT_PREFIX, Topics
 from stream_app.encoding import RecordContext, encode_records, record_results, record_starts
+from stream_app.methods import GroupBy
 from stream_app.records import record_key
-from stream_app.windows import Closed, GroupBy, GroupWindows, Method, OverTime, runs_of
+from stream_app.view import View
+from stream_app.windows import Closed, GroupWindows, runs_of
 
 log = logging.getLogger(__name__)
 
@@ -30,53 +33,41 @@ _MAX_METADATA_BYTES = 4096
 
 _FOREVER_MS = 2**62
 
+_MOST_HOLES = 20
+"""Remembered of a job at most; more are told as longer ones."""
+
 EMISSION_RECORDS = 20_000
 """Cut emissions at window borders after about so many records: a transaction stays short."""
 
-
-def method_name(method: str, over_time: str) -> str:
-    """Return how records name a method: ``mean``, or ``mean-of-last``."""
-    return method if over_time == "pooled" else f"{method}-of-{over_time}"
+Identity = tuple[str, bytes, int]
+"""Names a record: topic, key, window start (ms)."""
 
 
-@dataclass(frozen=True, slots=True)
-class View:
-    """What one group of workers makes of the chunks."""
+class Results(Protocol):
+    """What was emitted of windows before."""
 
-    chunk_size: ChunkSize
-    method: Method
-    over_time: OverTime = "pooled"
-    group_by: tuple[GroupBy, ...] = ("pod",)
-    topics: Topics = field(default_factory=lambda: Topics(DEFAULT_PREFIX))
-
-    @property
-    def method_name(self) -> str:
-        """How records name the method."""
-        return method_name(self.method, self.over_time)
-
-    def in_words(self) -> str:
-        """Say what was understood: ``windows of 5 minutes, mean of all samples, a record a pod``."""
-        what = "all samples" if self.over_time == "pooled" else f"each series' {self.over_time} sample"
-        records = " and ".join(f"a record a {group_by}" for group_by in self.group_by)
-        return f"windows of {self.chunk_size.in_words()}, {self.method} of {what}, {records}"
-
-    def sinks_in_words(self) -> str:
-        """Name the sink topics."""
-        return ", ".join(self.topics.sink(group_by) for group_by in self.group_by)
-
-    @property
-    def group_id(self) -> str:
-        """The consumer group, and the beginning of the transactional ids."""
-        return f"{self.topics.prefix}.view.{self.chunk_size}.{self.method_name}.{'+'.join(self.group_by)}"
+    def get(self, identity: Identity, /) -> int | None:
+        """Return the hash of the result (`record_results`); 0 where only a partial one is there, None where none is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One message for a sink topic."""
+    """One message for a sink topic, or for the dead letters."""
 
     topic: str
-    key: bytes
+    key: bytes | None
     value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that does not follow the contract."""
+
+    header: Header | None
+    """As far as it can be read."""
+    letter: Output
+    """What is kept of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +80,16 @@ class Emission:
     metadata: str
     final: bool
     """A job ended here: commit even where there are no records."""
+    window_ends_ms: Sequence[int] = ()
+    """Of the windows that it closes."""
+    letters: int = 0
+    """How many of the outputs are dead letters."""
 
 
 @dataclass(slots=True)
 class _Job:
     whole_from_ms: int
-    """Windows that start earlier are cut: by the job's start, or by a hole."""
+    """Windows that start earlier are cut by the job's start."""
     covered_to_ms: int
     emitted_to_ms: int
     closed_to_ms: int
@@ -109,25 +104,50 @@ class _Job:
     recheck: str = ""
     """The job that reads the same ranges later, once more."""
     rechecked_to_ms: int = _FOREVER_MS
-    results: dict[tuple[str, bytes, int], int] = field(default_factory=dict)
-    """What was emitted from *rechecked_to_ms* on: (topic, key, window) to a hash of the result."""
+    results: dict[Identity, int] = field(default_factory=dict)
+    """What was emitted from *rechecked_to_ms* on, as hashes of the results."""
     incomplete: list[Refused] = field(default_factory=list)
+    """What the backend has refused."""
+    holes: list[tuple[int, int]] = field(default_factory=list)
+    """Stretches of time of which messages are missing or unreadable; rising, apart from one another."""
+    earlier: Results | None = None
+    """What other jobs have emitted of windows that this one repeats; read when it is needed."""
 
     @property
-    def needed_from_ms(self) -> int:
-        """A restart needs no message of a range that ends before."""
+    def counted_from_ms(self) -> int:
+        """After a restart, windows are counted from here on."""
         return min(self.emitted_to_ms, self.rechecked_to_ms)
 
-    def to_metadata(self) -> list[int | str]:
+    def to_metadata(self) -> dict[str, object]:
         """Return what a restart must know of the job."""
         compared = self.recheck and self.rechecked_to_ms < _FOREVER_MS
-        return [self.whole_from_ms, self.emitted_to_ms, *((self.recheck, self.rechecked_to_ms) if compared else ())]
+        return {
+            "from": self.whole_from_ms,
+            "to": self.emitted_to_ms,
+            **({"recheck": [self.recheck, self.rechecked_to_ms]} if compared else {}),
+            **({"holes": self.holes} if self.holes else {}),
+        }
 
-    def forget(self) -> None:
+    def add_hole(self, start_ms: int, end_ms: int) -> None:
+        """Note that not all of [start_ms, end_ms) has come; nothing where that is empty."""
+        if start_ms >= end_ms:
+            return
+        merged: list[tuple[int, int]] = []
+        for start, end in sorted([*self.holes, (start_ms, end_ms)]):
+            if merged and start <= merged[-1][1]:
+                merged[-1] = merged[-1][0], max(end, merged[-1][1])
+            else:
+                merged.append((start, end))
+        if len(merged) > _MOST_HOLES:
+            merged[-2:] = [(merged[-2][0], merged[-1][1])]
+        self.holes = merged
+
+    def forget(self, lookback_ms: int) -> None:
         """Let go of what no restart and no recheck needs any more."""
-        while self.pending and self.pending[0][1] <= self.needed_from_ms:
+        while self.pending and self.pending[0][1] <= self.counted_from_ms - lookback_ms:
             self.pending.popleft()
         self.incomplete = [refused for refused in self.incomplete if refused.end_ms > self.emitted_to_ms]
+        self.holes = [hole for hole in self.holes if hole[1] > self.emitted_to_ms]
         if self.results:
             self.results = {key: result for key, result in self.results.items() if key[2] >= self.rechecked_to_ms}
 
@@ -139,14 +159,20 @@ class Pipeline:
         view: what to make.
         offset: the committed offset, where reading begins.
         metadata: the committed metadata; empty at the very first start.
+        earlier: reads what the view has emitted before of windows from a time (ms) on.
 
     Raises:
         ConfigError: the metadata was written for another view.
     """
 
-    def __init__(self, view: View, offset: int, metadata: str) -> None:
+    def __init__(
+        self, view: View, offset: int, metadata: str, earlier: Callable[[int], Results] = lambda _: {}
+    ) -> None:
         self._view = view
+        self._earlier = earlier
+        self._lookback_ms = LOOKBACK_MS if view.reductions.looks_back else 0
         self._next_offset = offset
+        self._lettered_to = offset
         self._jobs: dict[str, _Job] = {}
         self._ended: dict[str, int] = {}
         self.committed = offset
@@ -165,15 +191,39 @@ class Pipeline:
         pending = (job.pending[0][0] for job in self._jobs.values() if job.pending)
         return min(pending, default=self._next_offset)
 
-    def feed(self, offset: int, message: RangeChunk | Marker) -> list[Emission]:
+    @property
+    def open_windows(self) -> int:
+        """How many windows are open, each counted once a job."""
+        return sum(
+            len({start for windows in job.windows for start in windows.window_starts_ms if start >= job.closed_to_ms})
+            for job in list(self._jobs.values())
+        )
+
+    @property
+    def open_cells(self) -> int:
+        """How many partial results are in memory."""
+        return sum(len(windows) for job in list(self._jobs.values()) for windows in job.windows)
+
+    @property
+    def held_values(self) -> int:
+        """How many samples are in memory one by one, for median and quantiles."""
+        return sum(windows.held_values for job in list(self._jobs.values()) for windows in job.windows)
+
+    def feed(self, offset: int, message: RangeChunk | Marker | Unreadable) -> list[Emission]:
         """Take in the next message; return what it allows to emit, in order."""
-        header = message.header
+        self._next_offset = offset + 1
+        emissions = [] if message.header is None else self._take_in(offset, message.header, message)
+        if isinstance(message, Unreadable) and offset >= self._lettered_to:
+            self._lettered_to = offset + 1
+            return [self._emission([message.letter], final=True, letters=1)]
+        return emissions
+
+    def _take_in(self, offset: int, header: Header, message: RangeChunk | Marker | Unreadable) -> list[Emission]:
         if header.job in self._ended:
-            self._next_offset = offset + 1
             return []
         job = self._jobs.get(header.job)
         if job is None:
-            job = self._jobs[header.job] = self._begin(header)
+            job = self._jobs[header.job] = self._begin(header, message)
         job.revision = header.revision
         if header.recheck == header.job:
             job.is_recheck = True
@@ -181,25 +231,26 @@ class Pipeline:
             # What was emitted is replayed: what its messages say of rechecks, the commit knows better.
             self._expect_recheck(job, header)
         if not self._is_next(job, header):
-            self._next_offset = offset + 1
             return []
         if isinstance(message, RangeChunk):
             runs = runs_of(message.series, self._view.chunk_size)
             for windows in job.windows:
-                windows.add(message.series, runs, job.closed_to_ms)
+                windows.add(message.series, runs, job.closed_to_ms, is_lookback=message.is_lookback)
+        elif isinstance(message, Unreadable):
+            job.add_hole(header.time_range.start_ms, header.time_range.end_ms)
         ends_job = isinstance(message, Marker) and message.ends_job
         job.pending.append((offset, _FOREVER_MS if ends_job else header.time_range.end_ms))
-        self._next_offset = offset + 1
         return self._advance(job, message) if isinstance(message, Marker) else []
 
     def _new_job(self, start_ms: int) -> _Job:
         view, first_ms = self._view, self._view.chunk_size.floor_ms(start_ms)
-        windows = [GroupWindows(group_by, view.method, view.over_time) for group_by in view.group_by]
+        windows = [GroupWindows(group_by, view.reductions, view.chunk_size) for group_by in view.group_by]
         return _Job(start_ms, start_ms, first_ms, first_ms, windows)
 
-    def _begin(self, header: Header) -> _Job:
+    def _begin(self, header: Header, message: RangeChunk | Marker | Unreadable) -> _Job:
         """Begin a job that no commit knows: at its own start, or where retention has left its rest."""
-        job = self._new_job(header.time_range.start_ms)
+        is_lookback = isinstance(message, RangeChunk) and message.is_lookback
+        job = self._new_job(header.time_range.end_ms if is_lookback else header.time_range.start_ms)
         if header.sequence > 0:
             # What came before in this range may be gone, so only what follows the range is surely whole.
             job.whole_from_ms = header.time_range.end_ms
@@ -224,10 +275,10 @@ class Pipeline:
             return False
         if expected is not None and header.sequence > expected:
             log.error(
-                "messages of a range are missing; its windows are marked partial",
+                "messages of a range are missing; its windows are marked incomplete",
                 extra={**job_and_sequence, "expected": expected},
             )
-            job.whole_from_ms = max(job.whole_from_ms, header.time_range.end_ms)
+            job.add_hole(job.covered_to_ms, header.time_range.end_ms)
         job.next_sequence = header.sequence + 1
         return True
 
@@ -237,22 +288,23 @@ class Pipeline:
             return self._emit(name, job, _FOREVER_MS)
         if time_range.start_ms > job.covered_to_ms:
             log.error(
-                "a stretch of time is missing; the windows that it cuts are marked partial",
+                "a stretch of time is missing; its windows are marked incomplete",
                 extra={"job": name, "start": job.covered_to_ms, "end": time_range.start_ms},
             )
-            job.whole_from_ms = max(job.whole_from_ms, time_range.start_ms)
+            job.add_hole(job.covered_to_ms, time_range.start_ms)
         job.covered_to_ms = max(job.covered_to_ms, time_range.end_ms)
         job.incomplete += marker.incomplete
         closed_to_ms = self._view.chunk_size.floor_ms(job.covered_to_ms)
         return self._emit(name, job, closed_to_ms) if closed_to_ms > job.closed_to_ms else []
 
     def _emit(self, name: str, job: _Job, before_ms: int) -> list[Emission]:
-        closed = [windows.close(before_ms) for windows in job.windows]
+        closed = [windows.close(job.closed_to_ms, before_ms) for windows in job.windows]
         self._remember(job, closed)
         job.closed_to_ms = before_ms
         if before_ms <= job.emitted_to_ms:
             return []
-        cuts = _cuts([c for c in closed if c is not None], job.emitted_to_ms, before_ms)
+        cells_of_all = [cells for cells in closed if cells is not None]
+        cuts = _cuts(cells_of_all, job.emitted_to_ms, before_ms)
         emissions = []
         for start_ms, end_ms in zip([job.emitted_to_ms, *cuts[:-1]], cuts, strict=True):
             outputs: list[Output] = []
@@ -263,13 +315,14 @@ class Pipeline:
             for other in self._jobs.values():
                 if other.recheck == name:
                     other.rechecked_to_ms = end_ms
-                    other.forget()
-            job.forget()
+                    other.forget(self._lookback_ms)
+            job.forget(self._lookback_ms)
             # Not sooner: a crash between two emissions must find the job as open as it still is.
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
                 self._ended[name] = self._next_offset - 1
-            emissions.append(self._emission(outputs, final=ended))
+            ends_ms = _window_ends_ms(cells_of_all, start_ms, end_ms, self._view.chunk_size)
+            emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
         return emissions
 
     def _remember(self, job: _Job, closed: list[Closed | None]) -> None:
@@ -278,13 +331,13 @@ class Pipeline:
             return
         for group_by, cells in zip(self._view.group_by, closed, strict=True):
             if cells is not None:
-                whole = 0, len(cells.window_ms)
+                whole = 0, len(cells)
                 job.results.update(
                     zip(self._identities(group_by, cells, *whole), record_results(cells, *whole), strict=True)
                 )
-        job.forget()
+        job.forget(self._lookback_ms)
 
-    def _identities(self, group_by: GroupBy, cells: Closed, first: int, last: int) -> list[tuple[str, bytes, int]]:
+    def _identities(self, group_by: GroupBy, cells: Closed, first: int, last: int) -> list[Identity]:
         """Return what names each record of ``cells[first:last]``."""
         starts = first + record_starts(cells, first, last)
         topic, groups = self._view.topics.sink(group_by), (cells.groups[i] for i in cells.group[starts].tolist())
@@ -305,22 +358,33 @@ class Pipeline:
             whole_to_ms=job.covered_to_ms,
             revision=job.revision,
             incomplete=job.incomplete,
+            holes=job.holes,
         )
-        changed = self._changed(name, group_by, cells, first, last, context) if job.is_recheck else None
-        if changed is not None and not any(changed):
+        news = self._news(name, job, group_by, cells, first, last, context)
+        if news is not None and not any(news):
             return []
         topic = self._view.topics.sink(group_by)
         outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
-        return outputs if changed is None else list(compress(outputs, changed))
+        return outputs if news is None else list(compress(outputs, news))
 
-    def _changed(
-        self, name: str, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
-    ) -> list[bool]:
-        """Tell of each record of a recheck whether it says something new; a window that is seen in part does not."""
-        rechecked = next((other for other in self._jobs.values() if other.recheck == name), None)
-        if rechecked is None or first == last:
-            # Where its job was cancelled, there is nothing to compare with.
-            return []
+    def _news(
+        self, name: str, job: _Job, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
+    ) -> list[bool] | None:
+        """Tell of each record of a job that repeats others whether it says something new; None: all do.
+
+        A window that is seen in part says nothing new where there is a record already, and in a
+        recheck never.
+        """
+        if first == last or not job.revision:
+            return None
+        known: Results | None
+        if job.is_recheck:
+            known = next((other.results for other in self._jobs.values() if other.recheck == name), None)
+            if known is None:
+                # Where its job was cancelled, there is nothing to compare with.
+                return []
+        else:
+            known = job.earlier = job.earlier or self._earlier(job.emitted_to_ms)
         windows_ms = cells.window_ms[first:last]
         edges = self._view.chunk_size.edges_ms(int(windows_ms[0]), int(windows_ms[-1]) + 1).tolist()
         whole = {
@@ -328,24 +392,30 @@ class Pipeline:
             for start_ms, end_ms in pairwise(edges)
             if not context.is_partial(start_ms, end_ms) and not context.missing(start_ms, end_ms)
         }
-        results = record_results(cells, first, last)
+        identities = self._identities(group_by, cells, first, last)
         return [
-            identity[2] in whole and rechecked.results.get(identity) != result
-            for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True)
+            before != result if identity[2] in whole else before is None and not job.is_recheck
+            for identity, result in zip(identities, record_results(cells, first, last), strict=True)
+            for before in (known.get(identity),)
         ]
 
-    def _emission(self, outputs: list[Output], *, final: bool) -> Emission:
+    def _emission(
+        self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = (), letters: int = 0
+    ) -> Emission:
         low = self.low
         self._ended = {name: offset for name, offset in self._ended.items() if offset >= low}
-        return Emission(outputs, low, self._metadata(), final)
+        return Emission(outputs, low, self._metadata(low), final, window_ends_ms, letters)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""
         return self._emission([], final=False)
 
-    def _metadata(self) -> str:
+    def _metadata(self, low: int) -> str:
         jobs = {name: job.to_metadata() for name, job in self._jobs.items()}
-        text = orjson.dumps({"view": self._view.group_id, "jobs": jobs, "ended": self._ended}).decode()
+        state: dict[str, object] = {"view": self._view.identity, "jobs": jobs, "ended": self._ended}
+        if self._lettered_to > low:
+            state["lettered"] = self._lettered_to
+        text = orjson.dumps(state).decode()
         if len(text) >= _MAX_METADATA_BYTES:
             oldest = min(self._jobs, key=lambda name: self._jobs[name].pending[0][0] if self._jobs[name].pending else 0)
             raise IngestorError(
@@ -357,28 +427,40 @@ class Pipeline:
 
     def _restore(self, metadata: str) -> None:
         state = orjson.loads(metadata)
-        if state["view"] != self._view.group_id:
+        if state["view"] != self._view.identity:
             raise ConfigError(
                 f"the consumer group {self._view.group_id} was committed by another view ({state['view']}): "
-                "give this view another --topic-prefix"
+                "give --metric-method as it was, or this view another --topic-prefix"
             )
         self._ended = state["ended"]
-        for name, (whole_from_ms, emitted_to_ms, *recheck) in state["jobs"].items():
-            job = self._jobs[name] = self._new_job(whole_from_ms)
-            job.emitted_to_ms = emitted_to_ms
-            if recheck:
-                job.recheck, job.rechecked_to_ms = recheck
+        self._lettered_to = state.get("lettered", self._lettered_to)
+        for name, known in state["jobs"].items():
+            job = self._jobs[name] = self._new_job(known["from"])
+            job.emitted_to_ms = known["to"]
+            job.recheck, job.rechecked_to_ms = known.get("recheck", ("", _FOREVER_MS))
+            job.holes = [(start_ms, end_ms) for start_ms, end_ms in known.get("holes", ())]
             # What was emitted and not yet rechecked is counted again, to be compared.
-            job.closed_to_ms = job.needed_from_ms
+            job.closed_to_ms = job.counted_from_ms
             # What a restart does not see again ended before: coverage begins there.
-            job.covered_to_ms = max(whole_from_ms, job.closed_to_ms)
+            job.covered_to_ms = max(job.whole_from_ms, job.closed_to_ms)
 
 
 def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:
     """Return where emissions end: at window starts about EMISSION_RECORDS apart, and *before_ms* at last."""
     if not closed:
         return [before_ms]
-    windows = np.sort(np.concatenate([c.window_ms[record_starts(c, 0, len(c.window_ms))] for c in closed]))
+    windows = np.sort(np.concatenate([c.window_ms[record_starts(c, 0, len(c))] for c in closed]))
     windows = windows[windows >= from_ms]
     cuts = np.unique(windows[EMISSION_RECORDS::EMISSION_RECORDS])
     return [*cuts[cuts > windows[:1]].tolist(), before_ms]
+
+
+def _window_ends_ms(closed: list[Closed], from_ms: int, before_ms: int, chunk_size: ChunkSize) -> list[int]:
+    """Return the ends of the windows in [from_ms, before_ms) that have cells."""
+    starts = np.unique(np.concatenate([c.window_ms for c in closed] or [np.empty(0, np.int64)]))
+    starts = starts[(starts >= from_ms) & (starts < before_ms)]
+    if not len(starts):
+        return []
+    edges = chunk_size.edges_ms(int(starts[0]), int(starts[-1]) + 1)
+    ends: list[int] = edges[np.searchsorted(edges, starts, side="right")].tolist()
+    return ends

@@ -9,7 +9,7 @@ from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, Res
 
 from ingestor.core.errors import ConfigError
 from ingestor.kafka import CONNECT_TIMEOUT_S, failure, is_settling
-from stream_app.pipeline import View
+from stream_app.view import View
 
 _SETTLED_S = 30.0
 

@@ -1,48 +1,54 @@
 """Samples in, closed windows out, for the samples of one job grouped one way. No clock, no I/O.
 
 What a chunk adds to a window is a *partial*: a row (window, group, metric, samples,
-state). Partials of a cell, one (window, group, metric), are merged when the window
+state), for reductions over time a row a series. Partials are merged when the window
 closes, so adding is appending, and how samples were cut into chunks does not matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ingestor.core.chunk import SeriesColumns, UInt64Array
+from ingestor.core.chunk import LOOKBACK_MS, SeriesColumns, UInt64Array
 from ingestor.core.durations import ChunkSize
 from stream_app.aggregations import (
     Float64Array,
     Int64Array,
     counting_order,
-    gather_runs,
-    mean_of_pairs,
-    median_runs,
     sum_counts,
-    sum_pairs,
-    sum_runs,
+    values_of_runs,
     window_runs,
 )
-
-Method = Literal["sum", "mean", "median"]
-OverTime = Literal["pooled", "last"]
-GroupBy = Literal["pod", "service"]
-
-METHODS: tuple[Method, ...] = ("sum", "mean", "median")
-OVER_TIME: tuple[OverTime, ...] = ("pooled", "last")
-GROUP_BY: tuple[GroupBy, ...] = ("pod", "service")
+from stream_app.counters import counted
+from stream_app.methods import GroupBy, Reduction, Reductions
+from stream_app.states import Columns, Counted, Counts, Extremes, Held, Latest, Moments, State, Sums
 
 _Name = TypeVar("_Name")
 
 _MERGE_ABOVE = 100_000
 """Merge the partials of open windows when so many more have come: a day-long window
 that is fed every few seconds then holds a cell once or twice, not thousands of times."""
+
+_POOLED: dict[str, type[State]] = {
+    "sum": Sums,
+    "mean": Sums,
+    "count": Counts,
+    "stddev": Moments,
+    "min": Extremes,
+    "max": Extremes,
+}
+"""What is remembered of pooled samples; all others need all values."""
+_OVER_TIME: dict[str, type[State]] = {"last": Latest, "mean": Sums, "increase": Counted, "rate": Counted}
+"""What is remembered of each series."""
+
+_FORGET_ABOVE = 1000
+"""So many pods are remembered at any rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +100,12 @@ class Closed:
     groups: list[Group]
     metrics: list[str]
 
+    def __len__(self) -> int:
+        return len(self.window_ms)
+
 
 @dataclass(frozen=True, slots=True)
-class _Cells:
+class _Cells(Columns):
     """The key columns of partials."""
 
     window_ms: Int64Array
@@ -104,188 +113,113 @@ class _Cells:
     metric: Int64Array
     samples: Int64Array
 
-    def take(self, index: Int64Array) -> _Cells:
-        return _Cells(self.window_ms[index], self.group[index], self.metric[index], self.samples[index])
-
     def __len__(self) -> int:
         return len(self.window_ms)
 
+    def changes(self) -> npt.NDArray[np.bool_]:
+        """Tell of each sorted entry but the first whether it begins a cell."""
+        changes: npt.NDArray[np.bool_] = (
+            (self.metric[1:] != self.metric[:-1])
+            | (self.group[1:] != self.group[:-1])
+            | (self.window_ms[1:] != self.window_ms[:-1])
+        )
+        return changes
 
-class _State(Protocol):
-    """What partials remember of their samples; one entry a partial."""
+    def entry_changes(self) -> npt.NDArray[np.bool_]:
+        """Tell of each sorted entry but the first whether it begins what is not to be merged with the one before."""
+        return self.changes()
 
-    @staticmethod
-    def of(runs: Runs, series: SeriesColumns, keep: Int64Array) -> _State: ...
-    @staticmethod
-    def concat(parts: list[Any]) -> _State: ...
-    def take(self, index: Int64Array) -> _State: ...
     def order(self) -> Int64Array:
         """Return the order that must hold within a cell before merging."""
+        return np.arange(len(self))
 
-    def merge_starts(self, order: Int64Array, cell_starts: Int64Array) -> Int64Array:
-        """Refine where cells start (in *order*) to where what may be merged starts."""
-
-    def merge(self, order: Int64Array, starts: Int64Array) -> _State: ...
-    def result(self, method: Method, cell_starts: Int64Array, samples: Int64Array) -> Float64Array:
-        """Return each cell's value; the partials are merged and lie in order."""
+    def merged(self, order: Int64Array, starts: Int64Array) -> _Cells:
+        return replace(self.take(order[starts[:-1]]), samples=sum_counts(order, starts, self.samples))
 
 
 @dataclass(frozen=True, slots=True)
-class _Sums:
-    """Double-double sums, for sum and mean."""
-
-    highs: Float64Array
-    lows: Float64Array
-
-    @staticmethod
-    def of(runs: Runs, series: SeriesColumns, keep: Int64Array) -> _Sums:
-        return _Sums(*sum_runs(runs.starts, series.values)).take(keep)
-
-    @staticmethod
-    def concat(parts: list[_Sums]) -> _Sums:
-        return _Sums(np.concatenate([p.highs for p in parts]), np.concatenate([p.lows for p in parts]))
-
-    def take(self, index: Int64Array) -> _Sums:
-        return _Sums(self.highs[index], self.lows[index])
-
-    def order(self) -> Int64Array:
-        return np.arange(len(self.highs))
-
-    def merge_starts(self, order: Int64Array, cell_starts: Int64Array) -> Int64Array:  # noqa: ARG002 - the protocol's
-        return cell_starts
-
-    def merge(self, order: Int64Array, starts: Int64Array) -> _Sums:
-        return _Sums(*sum_pairs(order, starts, self.highs, self.lows))
-
-    def result(self, method: Method, cell_starts: Int64Array, samples: Int64Array) -> Float64Array:  # noqa: ARG002
-        return mean_of_pairs(self.highs, self.lows, samples) if method == "mean" else self.highs
-
-
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """All values, for the median: partial i holds ``values[begins[i]:begins[i] + counts[i]]``."""
-
-    begins: Int64Array
-    counts: Int64Array
-    values: Float64Array
-
-    @staticmethod
-    def of(runs: Runs, series: SeriesColumns, keep: Int64Array) -> _Held:
-        return _Held(runs.starts[:-1], runs.samples, series.values).take(keep)
-
-    @staticmethod
-    def concat(parts: list[_Held]) -> _Held:
-        shifts = np.cumsum([0] + [len(p.values) for p in parts[:-1]])
-        begins = [p.begins + shift for p, shift in zip(parts, shifts, strict=True)]
-        return _Held(
-            np.concatenate(begins),
-            np.concatenate([p.counts for p in parts]),
-            np.concatenate([p.values for p in parts]),
-        )
-
-    def take(self, index: Int64Array) -> _Held:
-        counts = self.counts[index]
-        return _Held(_begins(counts), counts, gather_runs(self.values, self.begins, self.counts, index))
-
-    def order(self) -> Int64Array:
-        return np.arange(len(self.counts))
-
-    def merge_starts(self, order: Int64Array, cell_starts: Int64Array) -> Int64Array:  # noqa: ARG002 - the protocol's
-        return cell_starts
-
-    def merge(self, order: Int64Array, starts: Int64Array) -> _Held:
-        counts = sum_counts(order, starts, self.counts)
-        return _Held(_begins(counts), counts, self.take(order).values)
-
-    def result(self, method: Method, cell_starts: Int64Array, samples: Int64Array) -> Float64Array:  # noqa: ARG002
-        return _finish(method, np.append(self.begins, len(self.values)), self.values)
-
-
-@dataclass(frozen=True, slots=True)
-class _Last:
-    """The last value of each series, for ``--over-time last``; merged by series, not by cell."""
+class _SeriesCells(_Cells):
+    """The same for each series of its own."""
 
     fingerprint: UInt64Array
-    timestamp_ms: Int64Array
-    value: Float64Array
+    first_ms: Int64Array
+    last_ms: Int64Array
 
-    @staticmethod
-    def of(runs: Runs, series: SeriesColumns, keep: Int64Array) -> _Last:
-        last = runs.starts[1:][keep] - 1
-        return _Last(series.fingerprint[runs.row[keep]], series.timestamps_ms[last], series.values[last])
-
-    @staticmethod
-    def concat(parts: list[_Last]) -> _Last:
-        return _Last(
-            np.concatenate([p.fingerprint for p in parts]),
-            np.concatenate([p.timestamp_ms for p in parts]),
-            np.concatenate([p.value for p in parts]),
-        )
-
-    def take(self, index: Int64Array) -> _Last:
-        return _Last(self.fingerprint[index], self.timestamp_ms[index], self.value[index])
+    def entry_changes(self) -> npt.NDArray[np.bool_]:
+        changes: npt.NDArray[np.bool_] = self.changes() | (self.fingerprint[1:] != self.fingerprint[:-1])
+        return changes
 
     def order(self) -> Int64Array:
-        return np.lexsort((self.timestamp_ms, self.fingerprint))
+        return np.lexsort((self.first_ms, self.fingerprint))
 
-    def merge_starts(self, order: Int64Array, cell_starts: Int64Array) -> Int64Array:
-        series = self.fingerprint[order]
-        starts = np.flatnonzero(np.concatenate(([True], series[1:] != series[:-1])))
-        return np.union1d(starts, cell_starts)
-
-    def merge(self, order: Int64Array, starts: Int64Array) -> _Last:
-        return self.take(order[starts[1:] - 1])
-
-    def result(self, method: Method, cell_starts: Int64Array, samples: Int64Array) -> Float64Array:  # noqa: ARG002
-        return _finish(method, cell_starts, self.value)
+    def merged(self, order: Int64Array, starts: Int64Array) -> _SeriesCells:
+        first, last = order[starts[:-1]], order[starts[1:] - 1]
+        samples = sum_counts(order, starts, self.samples)
+        return replace(self.take(first), samples=samples, last_ms=self.last_ms[last])
 
 
-def _begins(counts: Int64Array) -> Int64Array:
-    return np.cumsum(counts) - counts
+@dataclass(frozen=True, slots=True)
+class _Reduced(Columns):
+    """Cells with their values, sorted by window, group and metric name."""
+
+    window_ms: Int64Array
+    group: Int64Array
+    metric: Int64Array
+    samples: Int64Array
+    value: Float64Array
 
 
-def _finish(method: Method, starts: Int64Array, values: Float64Array) -> Float64Array:
-    """Apply *method* to each ``values[starts[i]:starts[i + 1]]``."""
-    if method == "median":
-        return median_runs(starts, values)
-    highs, lows = sum_runs(starts, values)
-    return mean_of_pairs(highs, lows, np.diff(starts)) if method == "mean" else highs
+class _Table:
+    """The partials of those metrics of open windows that are reduced in one way."""
 
-
-def _state_for(method: Method, over_time: OverTime) -> type[_State]:
-    if over_time == "last":
-        return _Last
-    return _Held if method == "median" else _Sums
-
-
-class GroupWindows:
-    """The open windows of one job, grouped by pod or by service."""
-
-    def __init__(self, group_by: GroupBy, method: Method, over_time: OverTime) -> None:
-        self._by_pod = group_by == "pod"
-        self._method = method
-        self._state = _state_for(method, over_time)
-        self._groups = _Names[Group](lambda group: group.sort_key)
-        self._metrics = _Names[str](lambda name: name)
+    def __init__(self, reduction: Reduction, chunk_size: ChunkSize) -> None:
+        self.looks_back = reduction.looks_back
+        self._method, self._chunk_size = reduction.method, chunk_size
+        # The last of all samples is the last one's of each series.
+        self._over_time = "last" if reduction == Reduction("last") else reduction.over_time
+        self._by_series = self._over_time != "pooled"
+        self._state = _OVER_TIME[self._over_time] if self._by_series else _POOLED.get(reduction.method, Held)
         self._cells: list[_Cells] = []
-        self._states: list[_State] = []
+        self._states: list[State] = []
         self._unmerged = 0
 
-    def add(self, series: SeriesColumns, runs: Runs, not_before_ms: int) -> None:
-        """Add the samples of *series* whose windows start at *not_before_ms* or later."""
-        keep = np.flatnonzero((runs.window_ms >= not_before_ms) & _has_pod(series)[runs.row])
-        if not len(keep):
-            return
-        row = runs.row[keep]
-        group, metric = self._group_ids(series)[row], self._metric_ids(series)[row]
-        self._cells.append(_Cells(runs.window_ms[keep], group, metric, runs.samples[keep]))
-        self._states.append(self._state.of(runs, series, keep))
-        self._unmerged += len(keep)
-        if self._unmerged > _MERGE_ABOVE + len(self._cells[0]):
-            self._replace(*self._merged(*self._joined()))
+    def __len__(self) -> int:
+        return sum(map(len, self._cells))
 
-    def close(self, before_ms: int) -> Closed | None:
-        """Take out all windows that start before *before_ms*; None where there are none."""
+    @property
+    def held_values(self) -> int:
+        """How many samples are in memory one by one."""
+        return sum(len(state.values) for state in self._states if isinstance(state, Held))
+
+    @property
+    def window_starts_ms(self) -> Int64Array:
+        """The windows that partials are of."""
+        return np.unique(np.concatenate([cells.window_ms for cells in self._cells] or [np.empty(0, np.int64)]))
+
+    def add(self, series: SeriesColumns, runs: Runs, keep: Int64Array, group: Int64Array, metric: Int64Array) -> None:
+        """Add the runs *keep*, with the group and the metric of each."""
+        window_ms, samples = runs.window_ms[keep], runs.samples[keep]
+        if self._by_series:
+            fingerprint, stamps, starts = series.fingerprint[runs.row[keep]], series.timestamps_ms, runs.starts
+            first_ms, last_ms = stamps[starts[:-1][keep]], stamps[starts[1:][keep] - 1]
+            cells: _Cells = _SeriesCells(window_ms, group, metric, samples, fingerprint, first_ms, last_ms)
+        else:
+            cells = _Cells(window_ms, group, metric, samples)
+        self._cells.append(cells)
+        self._states.append(self._state.of(runs.starts, series.values, keep))
+        self._unmerged += len(keep)
+
+    @property
+    def is_untidy(self) -> bool:
+        """Whether many more partials have come than there are cells."""
+        return self._unmerged > _MERGE_ABOVE + len(self._cells[0])
+
+    def tidy(self, ranks: _Ranks) -> None:
+        """Merge the partials of each cell."""
+        self._replace(*self._merged(*self._joined(), ranks))
+
+    def close(self, from_ms: int, before_ms: int, ranks: _Ranks) -> _Reduced | None:
+        """Take out the windows that start in [*from_ms*, *before_ms*), and forget what lies before."""
         if not self._cells:
             return None
         cells, state = self._joined()
@@ -293,24 +227,169 @@ class GroupWindows:
         if not closing.any():
             self._replace(cells, state)
             return None
-        index = np.flatnonzero(closing)
-        cells_left = np.flatnonzero(~closing)
-        merged, merged_state = self._merged(cells.take(index), state.take(index))
-        starts = _cell_starts(merged)
+        left, index = np.flatnonzero(~closing), np.flatnonzero(closing)
+        merged, merged_state = self._merged(cells.take(index), state.take(index), ranks)
+        self._replace(cells.take(left), state.take(left))
+        if not isinstance(merged, _SeriesCells):
+            value = merged_state.result(self._method, merged.samples)
+            return _Reduced(merged.window_ms, merged.group, merged.metric, merged.samples, value)
+        if not isinstance(merged_state, Counted):
+            return self._across(merged, merged_state.result(self._over_time, merged.samples))
+        return self._counted(merged, merged_state, from_ms, before_ms)
+
+    def _counted(self, cells: _SeriesCells, state: Counted, from_ms: int, before_ms: int) -> _Reduced | None:
+        """Reduce counters; their last samples stay, for the windows to come."""
+        value, has_value, is_last = counted(cells, state)
+        if self._over_time == "rate":
+            windows_ms, window = np.unique(cells.window_ms, return_inverse=True)
+            value = value / (self._window_lengths_ms(windows_ms)[window] / 1000)
+        stays = np.flatnonzero(is_last & (cells.last_ms >= before_ms - LOOKBACK_MS))
+        if len(stays):
+            self._cells.append(cells.take(stays))
+            self._states.append(state.take(stays))
+        counts = np.flatnonzero(has_value & (cells.window_ms >= from_ms))
+        return self._across(cells.take(counts), value[counts]) if len(counts) else None
+
+    def _window_lengths_ms(self, windows_ms: Int64Array) -> Int64Array:
+        ends = [int(self._chunk_size.edges_ms(start, start + 1)[-1]) for start in windows_ms.tolist()]
+        return np.array(ends, np.int64) - windows_ms
+
+    def _across(self, cells: _SeriesCells, values: Float64Array) -> _Reduced:
+        """Apply the method across the series of each cell."""
+        starts = _starts(cells.changes())
+        if self._method == "last":
+            number = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+            values = values[np.lexsort((cells.fingerprint, cells.last_ms, number))]
+        samples = np.add.reduceat(cells.samples, starts[:-1])
         first = starts[:-1]
-        samples = np.add.reduceat(merged.samples, first)
-        closed = Closed(
-            merged.window_ms[first],
-            merged.group[first],
-            merged.metric[first],
-            samples,
-            merged_state.result(self._method, starts, samples),
-            self._groups.names,
-            self._metrics.names,
-        )
-        self._replace(cells.take(cells_left), state.take(cells_left))
+        value = values_of_runs(self._method, starts, values)
+        return _Reduced(cells.window_ms[first], cells.group[first], cells.metric[first], samples, value)
+
+    def _joined(self) -> tuple[_Cells, State]:
+        if len(self._cells) == 1:
+            return self._cells[0], self._states[0]
+        return type(self._cells[0]).concat(self._cells), self._state.concat(self._states)
+
+    def _merged(self, cells: _Cells, state: State, ranks: _Ranks) -> tuple[_Cells, State]:
+        """Merge the partials of each cell (and series); the result lies in order of window, group and metric name."""
+        order = _sorted(cells, cells.order(), ranks)
+        starts = _starts(cells.take(order).entry_changes())
+        return cells.merged(order, starts), state.merge(order, starts)
+
+    def _replace(self, cells: _Cells, state: State) -> None:
+        self._cells, self._states = ([cells], [state]) if len(cells) else ([], [])
+        self._unmerged = 0
+
+    def groups(self) -> Int64Array:
+        """Return the numbers of the groups in use."""
+        return np.unique(np.concatenate([cells.group for cells in self._cells] or [np.empty(0, np.int64)]))
+
+    def renumber_groups(self, renumbered: Int64Array) -> None:
+        """Give each group its new number."""
+        self._cells = [replace(cells, group=renumbered[cells.group]) for cells in self._cells]
+
+
+class _Ranks(NamedTuple):
+    """The place of each group's and each metric's number in the order of their names."""
+
+    group: Int64Array
+    metric: Int64Array
+
+
+class GroupWindows:
+    """The open windows of one job, grouped by pod or by service.
+
+    Args:
+        group_by: what a record is about.
+        reductions: what is done with which metric.
+        chunk_size: how long windows are.
+    """
+
+    def __init__(self, group_by: GroupBy, reductions: Reductions, chunk_size: ChunkSize) -> None:
+        self._by_pod = group_by == "pod"
+        self._reductions, self._chunk_size = reductions, chunk_size
+        self._groups = _Names[Group](lambda group: group.sort_key)
+        self._metrics = _Names[str](lambda name: name)
+        self._tables: dict[Reduction, _Table] = {}
+        self._reduction_of: dict[tuple[str, str], Reduction] = {}
+
+    def __len__(self) -> int:
+        """How many partials are in memory."""
+        return sum(map(len, self._tables.values()))
+
+    @property
+    def held_values(self) -> int:
+        """How many samples are in memory one by one, for median and quantiles."""
+        return sum(table.held_values for table in self._tables.values())
+
+    @property
+    def window_starts_ms(self) -> set[int]:
+        """The windows that partials are of."""
+        return {start for table in list(self._tables.values()) for start in table.window_starts_ms.tolist()}
+
+    def add(self, series: SeriesColumns, runs: Runs, not_before_ms: int, *, is_lookback: bool = False) -> None:
+        """Add the samples of *series* whose windows start at *not_before_ms* or later.
+
+        Of windows before, and of all of a lookback, only the increases of counters need anything.
+        """
+        usable = _has_pod(series)[runs.row]
+        in_time = np.zeros(len(usable), bool) if is_lookback else runs.window_ms >= not_before_ms
+        recent = None
+        for table, in_table in self._rows_of_tables(series):
+            wanted = in_time
+            if table.looks_back:
+                if recent is None:
+                    recent = series.timestamps_ms[runs.starts[1:] - 1] >= not_before_ms - LOOKBACK_MS
+                wanted = in_time | recent
+            if in_table is not None:
+                wanted = wanted & in_table[runs.row]
+            keep = np.flatnonzero(wanted & usable)
+            if not len(keep):
+                continue
+            row = runs.row[keep]
+            kept = runs
+            if is_lookback:
+                # It may lie in the job's first window, whose own samples it must not be taken for.
+                kept = replace(runs, window_ms=np.minimum(runs.window_ms, not_before_ms - 1))
+            table.add(series, kept, keep, self._group_ids(series)[row], self._metric_ids(series)[row])
+            if table.is_untidy:
+                table.tidy(self._ranks())
+
+    def close(self, from_ms: int, before_ms: int) -> Closed | None:
+        """Take out all windows that start in [*from_ms*, *before_ms*); None where there are none."""
+        ranks = self._ranks()
+        reduced = [r for table in self._tables.values() if (r := table.close(from_ms, before_ms, ranks)) is not None]
+        cells = _joined(reduced, ranks) if reduced else None
+        groups, metrics = self._groups.names, self._metrics.names
         self._forget_unused()
-        return closed
+        if cells is None:
+            return None
+        return Closed(cells.window_ms, cells.group, cells.metric, cells.samples, cells.value, groups, metrics)
+
+    def _rows_of_tables(self, series: SeriesColumns) -> Iterator[tuple[_Table, npt.NDArray[np.bool_] | None]]:
+        """Yield each table and which rows of *series* are its; None: all."""
+        names, kinds = series.metric.dictionary.to_pylist(), series.type.dictionary.to_pylist()
+        codes = series.metric.indices.to_numpy().astype(np.int64) * len(kinds) + series.type.indices.to_numpy()
+        distinct, inverse = np.unique(codes, return_inverse=True)
+        reductions = [
+            self._reduction(names[code // len(kinds)], kinds[code % len(kinds)]) for code in distinct.tolist()
+        ]
+        used = list(dict.fromkeys(reductions))
+        numbers = np.array([used.index(reduction) for reduction in reductions], np.int64)[inverse]
+        for number, reduction in enumerate(used):
+            table = self._tables.get(reduction)
+            if table is None:
+                table = self._tables[reduction] = _Table(reduction, self._chunk_size)
+            yield table, None if len(used) == 1 else numbers == number
+
+    def _reduction(self, metric: str, kind: str) -> Reduction:
+        known = self._reduction_of.get((metric, kind))
+        if known is None:
+            known = self._reduction_of[metric, kind] = self._reductions.of(metric, kind)
+        return known
+
+    def _ranks(self) -> _Ranks:
+        return _Ranks(self._groups.ranks(), self._metrics.ranks())
 
     def _group_ids(self, series: SeriesColumns) -> Int64Array:
         """Return the group of each row; Python sees each group of the chunk once, not each row."""
@@ -337,45 +416,46 @@ class GroupWindows:
         ids_of_rows: Int64Array = np.array(ids, np.int64)[series.metric.indices.to_numpy()]
         return ids_of_rows
 
-    def _joined(self) -> tuple[_Cells, _State]:
-        if len(self._cells) == 1:
-            return self._cells[0], self._states[0]
-        columns = (
-            np.concatenate([getattr(c, name) for c in self._cells])
-            for name in ("window_ms", "group", "metric", "samples")
-        )
-        return _Cells(*columns), self._state.concat(self._states)
-
-    def _merged(self, cells: _Cells, state: _State) -> tuple[_Cells, _State]:
-        """Merge the partials of each cell; the result lies in order of window, group and metric name."""
-        order = state.order()
-        windows, window = np.unique(cells.window_ms, return_inverse=True)
-        for key, buckets in (
-            (self._metrics.ranks()[cells.metric], len(self._metrics.names)),
-            (self._groups.ranks()[cells.group], len(self._groups.names)),
-            (window, len(windows)),
-        ):
-            order = counting_order(key, buckets, order)
-        starts = state.merge_starts(order, _cell_starts(cells.take(order)))
-        first = cells.take(order[starts[:-1]])
-        samples = sum_counts(order, starts, cells.samples)
-        return _Cells(first.window_ms, first.group, first.metric, samples), state.merge(order, starts)
-
-    def _replace(self, cells: _Cells, state: _State) -> None:
-        self._cells, self._states = ([cells], [state]) if len(cells) else ([], [])
-        self._unmerged = 0
-
     def _forget_unused(self) -> None:
         """Forget pods that no open window holds, or a year of pod churn would stay in memory."""
-        if not self._cells:
+        if not len(self):
             self._groups.clear()
             self._metrics.clear()
+            self._reduction_of.clear()
             return
-        cells = self._cells[0]
-        used = np.unique(cells.group)
-        if len(self._groups.names) > 2 * len(used) + 1000:
+        if len(self._groups.names) <= _FORGET_ABOVE:
+            return
+        used = np.unique(np.concatenate([table.groups() for table in self._tables.values()]))
+        if len(self._groups.names) > 2 * len(used) + _FORGET_ABOVE:
             renumbered = self._groups.keep(used)
-            self._cells = [_Cells(cells.window_ms, renumbered[cells.group], cells.metric, cells.samples)]
+            for table in self._tables.values():
+                table.renumber_groups(renumbered)
+
+
+def _joined(reduced: list[_Reduced], ranks: _Ranks) -> _Reduced:
+    """Put the cells of several tables into one order."""
+    if len(reduced) == 1:
+        return reduced[0]
+    cells = _Reduced.concat(reduced)
+    return cells.take(_sorted(cells, np.arange(len(cells.value)), ranks))
+
+
+def _sorted(cells: _Cells | _Reduced, order: Int64Array, ranks: _Ranks) -> Int64Array:
+    """Return *order* sorted stably by window, group and metric name."""
+    windows, window = np.unique(cells.window_ms, return_inverse=True)
+    for key, buckets in (
+        (ranks.metric[cells.metric], len(ranks.metric)),
+        (ranks.group[cells.group], len(ranks.group)),
+        (window, len(windows)),
+    ):
+        order = counting_order(key, buckets, order)
+    return order
+
+
+def _starts(changes: npt.NDArray[np.bool_]) -> Int64Array:
+    """Return where each stretch between changes starts, and the number of entries at the end."""
+    starts: Int64Array = np.flatnonzero(np.concatenate(([True], changes, [True])))
+    return starts
 
 
 def _has_pod(series: SeriesColumns) -> npt.NDArray[np.bool_]:
@@ -383,18 +463,6 @@ def _has_pod(series: SeriesColumns) -> npt.NDArray[np.bool_]:
     without = series.pod.dictionary.index(pa.scalar("")).as_py()
     has_pod: npt.NDArray[np.bool_] = series.pod.indices.to_numpy() != without
     return has_pod
-
-
-def _cell_starts(cells: _Cells) -> Int64Array:
-    """Return where each cell starts in sorted *cells*, and their number at the end."""
-    changes = np.ones(len(cells) + 1, bool)
-    changes[1:-1] = (
-        (cells.metric[1:] != cells.metric[:-1])
-        | (cells.group[1:] != cells.group[:-1])
-        | (cells.window_ms[1:] != cells.window_ms[:-1])
-    )
-    starts: Int64Array = np.flatnonzero(changes)
-    return starts
 
 
 class _Names(Generic[_Name]):

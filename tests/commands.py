@@ -17,7 +17,8 @@ from ingestor.kafka import Cluster, committed_offsets, connect, ensure_topics, h
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.options import cluster_arguments
-from stream_app.pipeline import GroupBy, Method, View
+from stream_app.methods import GroupBy, Method
+from stream_app.view import View
 
 WHEN = ["--start", iso(history.START_MS), "--end", iso(history.END_MS)]
 

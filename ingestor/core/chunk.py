@@ -15,6 +15,10 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 UInt64Array = npt.NDArray[np.uint64]
 
+LOOKBACK_MS = 300_000
+"""A counter's sample before a window is used for the window's first increase if it is not older; Prometheus' own
+lookback."""
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesColumns:
@@ -76,6 +80,8 @@ class RangeChunk:
 
     header: Header
     series: SeriesColumns
+    is_lookback: bool = False
+    """Each series' last sample before the job: where a counter's first increase begins, and nothing else."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,8 @@ from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child, free_port
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.positions import Position, read_positions
-from stream_app.pipeline import View
 from stream_app.records import Record, decode_record
+from stream_app.view import View
 
 LASTS_S = 120.0
 WINDOW_MS = 2_000

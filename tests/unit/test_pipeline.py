@@ -15,8 +15,9 @@ from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError
 from ingestor.core.time_range import TimeRange
 from stream_app import pipeline as pipeline_module
-from stream_app.pipeline import Pipeline, View
+from stream_app.pipeline import Pipeline
 from stream_app.records import decode_record
+from stream_app.view import View
 
 T0 = 1_795_435_200_000
 PODS = ["web-7d9f8b6c5-x2x4z", "web-7d9f8b6c5-8vx7t", "db-0", "db-1", "agent-tz6kd"]

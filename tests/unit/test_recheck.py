@@ -13,7 +13,7 @@ from test_pipeline import run
 
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import TimeRange
-from stream_app.pipeline import View
+from stream_app.view import View
 
 T0 = 1_795_435_200_000
 PODS = ["web-7d9f8b6c5-x2x4z", "web-7d9f8b6c5-8vx7t", "db-0"]
