@@ -173,7 +173,11 @@ class Pipeline:
             return []
         job = self._jobs.get(header.job)
         if job is None:
-            job = self._jobs[header.job] = self._begin(header)
+            job = self._jobs[header.job] = self._begin(message)
+        if isinstance(message, RangeChunk) and message.is_lookback:
+            self._is_next(job, header)
+            self._next_offset = offset + 1
+            return []
         job.revision = header.revision
         if header.recheck == header.job:
             job.is_recheck = True
@@ -197,9 +201,11 @@ class Pipeline:
         windows = [GroupWindows(group_by, view.method, view.over_time) for group_by in view.group_by]
         return _Job(start_ms, start_ms, first_ms, first_ms, windows)
 
-    def _begin(self, header: Header) -> _Job:
+    def _begin(self, message: RangeChunk | Marker) -> _Job:
         """Begin a job that no commit knows: at its own start, or where retention has left its rest."""
-        job = self._new_job(header.time_range.start_ms)
+        header = message.header
+        is_lookback = isinstance(message, RangeChunk) and message.is_lookback
+        job = self._new_job(header.time_range.end_ms if is_lookback else header.time_range.start_ms)
         if header.sequence > 0:
             # What came before in this range may be gone, so only what follows the range is surely whole.
             job.whole_from_ms = header.time_range.end_ms

@@ -15,6 +15,12 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 UInt64Array = npt.NDArray[np.uint64]
 
+LOOKBACK_MS = 300_000
+"""So far before a job's start each series' last sample is read: a counter's first increase begins there.
+
+As far as Prometheus itself looks back (``--query.lookback-delta``): what is older has ended.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SeriesColumns:
@@ -76,6 +82,9 @@ class RangeChunk:
 
     header: Header
     series: SeriesColumns
+    is_lookback: bool = False
+    """It comes before all others of its job: of each series the last sample in the `LOOKBACK_MS` before the job's
+    start, which is its range's end. No window counts those; they are for a counter's first increase only."""
 
 
 @dataclass(frozen=True, slots=True)
