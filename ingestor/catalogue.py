@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
-from ingestor.core.chunk import Int64Array
+from ingestor.core.chunk import Int64Array, UInt64Array
 from ingestor.core.topics import message_key, partition_of
 from ingestor.selector import Labels
 from ingestor.workloads import Pod
@@ -102,6 +102,11 @@ class Catalogue:
         self._take_in()
         partition: Int64Array = self._places.columns()[3][self._place[ids]].astype(np.int64)
         return partition
+
+    def fingerprint(self, ids: Int64Array) -> UInt64Array:
+        """Return the hash of each series' metric and labels, after their rewriting."""
+        self._take_in()
+        return self._fingerprints[ids]
 
     def columns(self, ids: Int64Array) -> dict[str, Any]:
         """Return the series columns of a chunk, one row an id."""

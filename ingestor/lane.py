@@ -72,7 +72,8 @@ class Lane:
             due = schedule.due(from_ms, until_ms, self.length_ms)
             if due is None or until_ms - from_ms < self.least_due_ms:
                 break
-            self._reading.append((due, self.reader.start(due)))
+            # Until its first range is published, a job stands at its start.
+            self._reading.append((due, self.reader.start(due, lookback=due.start_ms == self.position.start_ms)))
         return bool(self._reading)
 
     def oldest(self) -> Future[PackedRange]:

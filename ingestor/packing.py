@@ -46,10 +46,13 @@ class PackedRange:
     partitions: list[list[bytes]]
     incomplete: tuple[Refused, ...] = ()
     """What the backend refused for good."""
+    lookback: PackedRange | None = None
+    """Of a job's first range: each series' last sample before it; none of them counts among *samples*."""
 
     @property
     def size_bytes(self) -> int:
-        return sum(len(value) for chunks in self.partitions for value in chunks)
+        before = self.lookback.size_bytes if self.lookback else 0
+        return before + sum(len(value) for chunks in self.partitions for value in chunks)
 
 
 def pack(
@@ -63,6 +66,25 @@ def pack(
         ids, offsets, stamps, floats = rows.gathered(chosen, fetched)
         packed.append(list(_chunks(ids, offsets, stamps, floats, catalogue)))
     return PackedRange(time_range, source, int(rows.length.sum()), len(np.unique(rows.id)), packed)
+
+
+def only_lasts(fetched: list[FetchedSeries], catalogue: Catalogue) -> list[FetchedSeries]:
+    """Return the last sample of each series, where each row has one sample.
+
+    Rows are of one series also where only the catalogue's rewriting has made them so.
+    """
+    nothing = [np.empty(0, np.int64)]
+    ids = np.concatenate(nothing + [part.ids for part in fetched])
+    stamps = np.concatenate(nothing + [part.timestamps_ms for part in fetched])
+    floats = np.concatenate([np.empty(0), *(part.values for part in fetched)])
+    routed = np.flatnonzero(ids >= 0)
+    # Namespace and pod are among the labels that a fingerprint is made of.
+    names = catalogue.fingerprint(ids[routed])
+    order = np.lexsort((stamps[routed], names))
+    is_last = np.ones(len(order), np.bool_)
+    is_last[:-1] = np.diff(names[order]) != 0
+    kept = np.sort(routed[order[is_last]])
+    return [FetchedSeries(ids[kept], np.arange(len(kept) + 1), stamps[kept], floats[kept])]
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,17 +87,19 @@ class Publisher:
             Fenced: another poller of this job has taken over.
             PublishError: the range was not committed; start again from the stored position.
         """
-        chunks = [len(values) for values in packed.partitions]
+        streams = [_chunks(packed, partition) for partition in range(len(packed.partitions))]
+        chunks = [len(messages) for messages in streams]
         moved = _stamped(position.moved(packed.time_range, packed.samples, chunks, packed.incomplete))
 
         def write() -> None:
-            for partition, values in enumerate(packed.partitions):
-                messages = [("chunk", packed.time_range, value) for value in values]
-                messages.append(("marker", packed.time_range, b""))
+            for partition, messages in enumerate(streams):
+                markers = [("marker", packed.time_range, packed.source, b"")]
                 if moved.ended:
-                    messages.append(("end", TimeRange(position.start_ms, packed.time_range.end_ms), b""))
-                for sequence, (kind, time_range, value) in enumerate(messages, position.sequences[partition]):
-                    header = Header(position.job, time_range, sequence, packed.source, position.revision, recheck)
+                    whole_job = TimeRange(position.start_ms, packed.time_range.end_ms)
+                    markers.append(("end", whole_job, packed.source, b""))
+                numbered = enumerate(messages + markers, position.sequences[partition])
+                for sequence, (kind, time_range, source, value) in numbered:
+                    header = Header(position.job, time_range, sequence, source, position.revision, recheck)
                     self._send(partition, kind, header, value, packed.incomplete if kind == "marker" else ())
             for pod, service in (placed or {}).items():
                 self._producer.produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
@@ -163,6 +165,17 @@ class Publisher:
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error
             raise PublishError(f"a range was not committed: {error}") from error
+
+
+def _chunks(packed: PackedRange, partition: int) -> list[tuple[str, TimeRange, str, bytes]]:
+    """Return kind, range, source and value of a partition's chunks, in the order that they are read in."""
+    parts = [("lookback", packed.lookback), ("chunk", packed)]
+    return [
+        (kind, part.time_range, part.source, value)
+        for kind, part in parts
+        if part is not None
+        for value in part.partitions[partition]
+    ]
 
 
 def _stamped(position: Position) -> Position:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 from ingestor.catalogue import Catalogue, Meaning
-from ingestor.core.chunk import Refused
+from ingestor.core.chunk import LOOKBACK_MS, Refused
 from ingestor.core.errors import QueryRejected, SourceUnavailable, TooManySamples, TooManySeries
 from ingestor.core.time_range import TimeRange
-from ingestor.packing import FetchedSeries, PackedRange, pack
+from ingestor.packing import FetchedSeries, PackedRange, only_lasts, pack
 from ingestor.presets import Reading
 from ingestor.schedule import SHORTEST_MS
 from ingestor.selector import Matcher, Selector, halves_by_series
-from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.base import SeriesBlock, Source, lasts
 from ingestor.sources.remote_read import RemoteReadUnsupported
 from ingestor.telemetry import Telemetry
 from ingestor.throttle import Throttle
@@ -103,6 +103,7 @@ class RangeReader:
     ) -> None:
         self._selection, self._source, self._placing = selection, source, placing
         self._partitions, self._stop, self._most_samples = partitions, stop, most_samples
+        self._most_at_once = max(most_samples // concurrency, 1)
         self._telemetry = telemetry
         self._types = source.metric_types()
         self._types_at_s = time.monotonic()
@@ -124,46 +125,58 @@ class RangeReader:
         for pool in (self._ranges, self._requests):
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def start(self, time_range: TimeRange) -> Future[PackedRange]:
-        """Begin to read a range."""
-        return self._ranges.submit(self.read, time_range)
+    def start(self, time_range: TimeRange, *, lookback: bool = False) -> Future[PackedRange]:
+        """Begin to read a range; with *lookback* as the first one of its job."""
+        return self._ranges.submit(self.read, time_range, lookback=lookback)
 
-    def read(self, time_range: TimeRange) -> PackedRange:
+    def read(self, time_range: TimeRange, *, lookback: bool = False) -> PackedRange:
         """Fetch and pack one range.
+
+        Args:
+            time_range: which.
+            lookback: read of each series the last sample in the `LOOKBACK_MS` before it too.
 
         Raises:
             TooManySamples: it holds more than may be in memory at once: ask for a shorter one.
             SourceError: the backend cannot give it.
         """
         catalogue = self._current_catalogue()
-        fetched: list[FetchedSeries] = []
+        whole, before = _Fetched(), _Fetched()
         refused: list[Refused] = []
-        ways: set[str] = set()
         samples = 0
-        questions = metric_names(self._selection, self._source, time_range)
-        answers = deque(self._requests.submit(self._read_metric, *asked, time_range) for asked in questions.items())
+        earlier = _lookback_of(time_range) if lookback else None
+        seen = replace(time_range, start_ms=earlier.start_ms) if earlier else time_range
+        questions = metric_names(self._selection, self._source, seen)
+        answers = deque(
+            self._requests.submit(self._read_metric, *asked, time_range, earlier) for asked in questions.items()
+        )
         try:
             while answers:
-                answer = answers.popleft().result()
+                answer, last = answers.popleft().result()
                 samples += answer.samples
                 if samples > self._most_samples and time_range.length_ms > SHORTEST_MS:
                     raise TooManySamples(f"more than {self._most_samples:,} samples in {time_range}")
                 refused += answer.refused
-                ways.update(block.source for block in answer.blocks)
                 with self._lock:
-                    fetched += [
-                        FetchedSeries(catalogue.ids(block.label_sets), block.offsets, block.timestamps_ms, block.values)
-                        for block in answer.blocks
-                    ]
+                    whole.add(answer.blocks, catalogue)
+                    before.add(last.blocks, catalogue)
         finally:
             for waiting in answers:
                 waiting.cancel()
         with self._lock:
-            catalogue.place(self._placing.place(catalogue.unplaced(), time_range))
+            catalogue.place(self._placing.place(catalogue.unplaced(), seen))
             self._note_without_pod(catalogue)
-            source = "+".join(sorted(ways)) or self._source.name
-            packed = pack(time_range, source, fetched, catalogue, self._partitions)
+            packed = self._packed(time_range, whole.series, whole, catalogue)
+            if earlier is not None:
+                last_samples = only_lasts(before.series, catalogue)
+                packed = replace(packed, lookback=self._packed(earlier, last_samples, before, catalogue))
         return replace(packed, incomplete=tuple(refused))
+
+    def _packed(
+        self, time_range: TimeRange, series: list[FetchedSeries], fetched: _Fetched, catalogue: Catalogue
+    ) -> PackedRange:
+        source = "+".join(sorted(fetched.ways)) or self._source.name
+        return pack(time_range, source, series, catalogue, self._partitions)
 
     def _current_catalogue(self) -> Catalogue:
         # A server that has just started knows no types before its first scrapes.
@@ -175,28 +188,41 @@ class RangeReader:
             self._catalogue = Catalogue(self._partitions, self._selection.meaning, self._types)
         return self._catalogue
 
-    def _read_metric(self, name: str, selectors: Sequence[Selector], time_range: TimeRange) -> _Answer:
-        whole = _Answer()
+    def _read_metric(
+        self, name: str, selectors: Sequence[Selector], time_range: TimeRange, earlier: TimeRange | None
+    ) -> tuple[_Answer, _Answer]:
+        """Return a metric's samples in a range, and each series' last one in the *earlier* time."""
+        whole, before = _Answer(), _Answer()
         for number, selector in enumerate(selectors):
             metric = self._metrics.setdefault((name, number), _Metric(name))
             answer = _Answer(in_one_piece=metric.is_hopeless)
             self._read_part(metric, selector, time_range, answer)
             metric.note(answer)
-            whole.blocks += answer.blocks
-            whole.refused += answer.refused
+            whole.join(answer)
+            if earlier is not None:
+                # The range comes first: how much it holds tells how much of the time before fits into memory.
+                longest_ms = self._most_at_once * time_range.length_ms // max(answer.samples, 1)
+                last = _Answer(in_one_piece=metric.is_hopeless, only_lasts=True, longest_ms=longest_ms)
+                # A copy: it knows what the range has taught, and what is refused before a job teaches nothing of it.
+                self._read_part(replace(metric), selector, earlier, last)
+                before.join(last)
+        if before.refused:
+            # What is missing there is missing in the first window; no job has published the time before.
+            whole.refused.append(Refused(name, time_range.start_ms, time_range.start_ms + 1))
         whole.refused = _joined(whole.refused)
-        self._throttle.spend(whole.samples)
+        self._throttle.spend(whole.samples + before.samples)
         self._telemetry.samples_read(time_range, whole.samples)
         if whole.refused:
             self._telemetry.incomplete(name)
         if whole.histograms and not metric.has_histograms:
             metric.has_histograms = True
             log.warning("native histograms are not supported; their samples are left out", extra={"metric": name})
-        return whole
+        return whole, before
 
     def _read_part(self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer) -> None:
         """Add the samples of a part of a metric; where the backend refuses so many, of its halves."""
-        if time_range.length_ms > max(metric.longest_ms, answer.shortest_ms) and not answer.in_one_piece:
+        longest_ms = max(min(metric.longest_ms, answer.longest_ms), answer.shortest_ms)
+        if time_range.length_ms > longest_ms and not answer.in_one_piece:
             for half in time_range.halves():
                 self._read_part(metric, selector, half, answer)
             return
@@ -217,7 +243,7 @@ class RangeReader:
         if self._stop.is_set() or self._closed.is_set():
             raise SourceUnavailable("stopped while reading")
         try:
-            answer.blocks.append(self._source.fetch(selector, metric.name, time_range))
+            answer.add(self._source.fetch(selector, metric.name, time_range))
         except RemoteReadUnsupported:
             raise
         except (TooManySamples, QueryRejected) as error:
@@ -286,17 +312,44 @@ class RangeReader:
 
 
 @dataclass(slots=True)
+class _Fetched:
+    """What all of a range's questions brought, and in which ways."""
+
+    series: list[FetchedSeries] = field(default_factory=list)
+    ways: set[str] = field(default_factory=set)
+
+    def add(self, blocks: list[SeriesBlock], catalogue: Catalogue) -> None:
+        self.ways.update(block.source for block in blocks)
+        self.series += [
+            FetchedSeries(catalogue.ids(b.label_sets), b.offsets, b.timestamps_ms, b.values) for b in blocks
+        ]
+
+
+@dataclass(slots=True)
 class _Answer:
     """One metric's samples in one range, and what is missing of them."""
 
     in_one_piece: bool = False
     """It is thought hopeless: what is refused is not halved."""
+    only_lasts: bool = False
+    """Of each block only the last sample of each series is kept."""
+    longest_ms: int = _ANY_LENGTH_MS
+    """Nothing longer is asked for."""
     blocks: list[SeriesBlock] = field(default_factory=list)
     refused: list[Refused] = field(default_factory=list)
+    samples: int = 0
+    """All that were read, also where only the last ones are kept."""
 
-    @property
-    def samples(self) -> int:
-        return sum(block.samples for block in self.blocks)
+    def add(self, block: SeriesBlock) -> None:
+        """Take in what the backend gave."""
+        self.samples += block.samples
+        self.blocks.append(lasts(block) if self.only_lasts else block)
+
+    def join(self, other: _Answer) -> None:
+        """Take in what another way of asking has found."""
+        self.samples += other.samples
+        self.blocks += other.blocks
+        self.refused += other.refused
 
     @property
     def histograms(self) -> int:
@@ -372,6 +425,13 @@ def _told(metric: _Metric, selector: Selector, time_range: TimeRange, error: Exc
         "selector": str(selector),
         "error": str(error),
     }
+
+
+def _lookback_of(first: TimeRange) -> TimeRange | None:
+    """Return the time before a job's first range that a series' last sample may lie in; None where time begins."""
+    if first.start_ms <= 0:
+        return None
+    return TimeRange(max(first.start_ms - LOOKBACK_MS, 0), first.start_ms)
 
 
 def _joined(refused: list[Refused]) -> list[Refused]:

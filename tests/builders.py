@@ -7,7 +7,7 @@ import pandas as pd
 from ingestor import packing, presets
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
-from ingestor.core.chunk import Header
+from ingestor.core.chunk import LOOKBACK_MS, Header
 from ingestor.core.time_range import TimeRange
 from ingestor.workloads import service_of
 
@@ -38,10 +38,34 @@ def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
     )
 
 
-def messages(samples: pd.DataFrame, ranges: list[TimeRange], job: str = "job", *, ends: bool = True, **header):
+def lookback(samples: pd.DataFrame, start_ms: int, known: Catalogue) -> packing.PackedRange:
+    """Return each series' last sample in the lookback of a job that begins at *start_ms*."""
+    time_range = TimeRange(start_ms - LOOKBACK_MS, start_ms)
+    inside = (samples["timestamp"] >= time_range.start_ms) & (samples["timestamp"] < start_ms)
+    last = (
+        samples[inside].sort_values("timestamp").drop_duplicates(["namespace", "pod", "metric", "series"], keep="last")
+    )
+    return packing.pack(time_range, "test", [fetched(last, known)], known, PARTITIONS)
+
+
+def messages(
+    samples: pd.DataFrame,
+    ranges: list[TimeRange],
+    job: str = "job",
+    *,
+    ends: bool = True,
+    looks_back: bool = False,
+    **header,
+):
     """Return each partition's stream of a whole job: a list of (headers, value), in order."""
     known = catalogue()
     streams: list[list] = [[] for _ in range(PARTITIONS)]
+    if looks_back:
+        before = lookback(samples, ranges[0].start_ms, known)
+        for stream, values in zip(streams, before.partitions, strict=True):
+            for value in values:
+                told = Header(job, before.time_range, len(stream), "test", **header)
+                stream.append((wire.headers("lookback", told), value))
     for time_range in ranges:
         inside = (samples["timestamp"] >= time_range.start_ms) & (samples["timestamp"] < time_range.end_ms)
         packed = packing.pack(time_range, "test", [fetched(samples[inside], known)], known, PARTITIONS)

@@ -16,8 +16,10 @@ Float64Array = npt.NDArray[np.float64]
 UInt64Array = npt.NDArray[np.uint64]
 
 LOOKBACK_MS = 300_000
-"""A counter's sample before a window is used for the window's first increase if it is not older; Prometheus' own
-lookback."""
+"""A counter's sample before a window, or before a job, is where its first increase begins if it is not older.
+
+As far as Prometheus itself looks back (``--query.lookback-delta``): what is older has ended.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class RangeChunk:
     header: Header
     series: SeriesColumns
     is_lookback: bool = False
-    """Each series' last sample before the job: where a counter's first increase begins, and nothing else."""
+    """It comes before all others of its job: of each series the last sample in the `LOOKBACK_MS` before the job's
+    start, which is its range's end. No window counts those; they are for a counter's first increase only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,7 +99,9 @@ def decode_series(value: bytes) -> SeriesColumns:
 
 
 def headers(kind: str, header: Header, incomplete: Sequence[Refused] = ()) -> list[tuple[str, bytes]]:
-    """Return the headers of a message; *kind* is ``chunk``, ``marker`` or ``end``, numbers are decimal text.
+    """Return the headers of a message; numbers are decimal text.
+
+    *kind* is ``lookback``, ``chunk``, ``marker`` or ``end``.
 
     ``recheck`` and ``incomplete`` (JSON, a list of [metric, start, end]) are there only where they say something.
     """
@@ -147,11 +149,11 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
         return Marker(header, ends_job=kind == "end", incomplete=incomplete)
-    if kind != "chunk":
+    if kind not in ("lookback", "chunk"):
         raise MalformedMessage(f"a message is of the unknown kind {kind!r}")
     series = decode_series(value or b"")
     _check_samples(series.offsets, series.timestamps_ms, header.time_range)
-    return RangeChunk(header, series)
+    return RangeChunk(header, series, is_lookback=kind == "lookback")
 
 
 def _refused(text: bytes) -> tuple[Refused, ...]:

@@ -115,6 +115,17 @@ def tidy(block: SeriesBlock, time_range: TimeRange) -> SeriesBlock:
     return _without_empty_series(block)
 
 
+def lasts(block: SeriesBlock) -> SeriesBlock:
+    """Return the last sample of each series of a tidy block; the others' memory is let go."""
+    last = block.offsets[1:] - 1
+    return replace(
+        block,
+        offsets=np.arange(len(block) + 1),
+        timestamps_ms=block.timestamps_ms[last],
+        values=block.values[last],
+    )
+
+
 def _keep(block: SeriesBlock, kept: BoolArray) -> SeriesBlock:
     before = np.zeros(len(kept) + 1, np.int64)
     np.cumsum(kept, out=before[1:])

@@ -16,9 +16,12 @@ class MemoryReader:
     def __init__(self, samples_per_s: int, most: int = 10**9) -> None:
         self.samples_per_s, self.most = samples_per_s, most
         self.asked: list[TimeRange] = []
+        self.looked_back: list[int] = []
+        """The starts of the ranges that were read as the first ones of their job."""
 
-    def start(self, time_range: TimeRange) -> Future[PackedRange]:
+    def start(self, time_range: TimeRange, *, lookback: bool) -> Future[PackedRange]:
         self.asked.append(time_range)
+        self.looked_back += [time_range.start_ms] * lookback
         future: Future[PackedRange] = Future()
         samples = time_range.length_ms * self.samples_per_s // 1000
         if samples > self.most:
@@ -91,3 +94,17 @@ def test_no_more_is_read_ahead_than_may_be_in_memory() -> None:
     tight = MemoryReader(1_000)
     assert lane(tight, [10**9], 10_000, Bounds(10_000, 1)).fill()
     assert len(tight.asked) == 1
+
+
+def test_only_a_jobs_first_range_looks_back() -> None:
+    """Each time that it is read: also in a shorter piece, or again because it was never published."""
+    reader = MemoryReader(1_000, most=20_000)
+    history = lane(reader, [100_000], 80_000, Bounds(50_000, 10**6))
+    while history.fill():
+        publish(history)
+    assert reader.looked_back == [0, 0]
+    assert reader.asked.count(TimeRange(0, 20_000)) == 1
+    reader.looked_back.clear()
+    begun = Position("live", 0, None, 20_000, (2,))
+    assert Lane(begun, reader, Bounds(50_000, 10**6), lambda: 100_000, 20_000).fill()
+    assert reader.looked_back == []

@@ -124,7 +124,9 @@ class ByName:
 
 
 @contextmanager
-def reader_of(source: MemorySource, stop: threading.Event | None = None, preset: str = "none") -> Iterator[RangeReader]:
+def reader_of(
+    source: MemorySource, stop: threading.Event | None = None, preset: str = "none", most_samples: int = 10**9
+) -> Iterator[RangeReader]:
     chosen = presets.PRESETS[preset]
     with RangeReader(
         Selection(chosen.readings(PODS), Meaning(chosen.rewrite)),
@@ -133,7 +135,7 @@ def reader_of(source: MemorySource, stop: threading.Event | None = None, preset:
         2,
         stop or HurriedEvent(0.0),
         concurrency=2,
-        most_samples=10**9,
+        most_samples=most_samples,
         samples_per_second=None,
         telemetry=Telemetry("test"),
     ) as reader:

@@ -139,12 +139,12 @@ def test_markers_come_back(header, incomplete, ends_job):
     assert decode(tuple(reversed(headers)), b"") == marker
 
 
-@given(TEXT, st.integers(0, 2**63 - 1), TEXT, st.lists(rows(), max_size=4))
+@given(TEXT, st.integers(0, 2**63 - 1), TEXT, st.lists(rows(), max_size=4), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_chunks_come_back(job, sequence, source, series_rows):
-    """Headers and value together carry a chunk."""
-    chunk = RangeChunk(Header(job, TimeRange(0, 10**12 + 1), sequence, source), columns(series_rows))
-    headers = wire.headers("chunk", chunk.header)
+def test_chunks_come_back(job, sequence, source, series_rows, is_lookback):
+    """Headers and value together carry a chunk, and what came before a job's start is told from what is in it."""
+    chunk = RangeChunk(Header(job, TimeRange(0, 10**12 + 1), sequence, source), columns(series_rows), is_lookback)
+    headers = wire.headers("lookback" if is_lookback else "chunk", chunk.header)
     decoded = decode(headers, encode_series(chunk.series))
     assert isinstance(decoded, RangeChunk)
     assert content(decoded.series) == content(chunk.series)
@@ -199,10 +199,12 @@ def test_an_empty_range_is_malformed(start, end):
         decode(list((headers | {"start": start, "end": end}).items()), body)
 
 
+@pytest.mark.parametrize("kind", [b"chunk", b"lookback"])
 @pytest.mark.parametrize(("start", "end"), [(1001, 3000), (1000, 2000), (0, 1000), (2001, 2**62)])
-def test_samples_outside_the_range_are_malformed(start, end):
-    """The start is inside, the end is not; a sample beyond either would land in a closed window."""
+def test_samples_outside_the_range_are_malformed(start, end, kind):
+    """The start is inside, the end is not; a sample beyond either would land in a closed window, or in none."""
     headers, body = message()
+    headers |= {"kind": kind}
     assert isinstance(decode(list((headers | {"start": b"1000", "end": b"2001"}).items()), body), RangeChunk)
     headers |= {"start": b"%d" % start, "end": b"%d" % end}
     with pytest.raises(MalformedMessage, match="outside its range"):
