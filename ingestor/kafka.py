@@ -220,7 +220,7 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             or than one another: records go to the partition number of their chunks.
     """
     existing = partition_counts(admin)
-    partitioned = (topics.range_chunks, topics.pods, topics.services)
+    partitioned = (topics.range_chunks, topics.pods, topics.services, topics.dead_letters)
     found = {name: existing[name] for name in partitioned if name in existing}
     wanted = partitions or next(iter(found.values()), DEFAULT_PARTITIONS)
     for name, count in found.items():
@@ -231,7 +231,13 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             )
     config = DELETED_WITH_AGE | ({} if retention_ms is None else {"retention.ms": str(retention_ms)})
     missing = [
-        NewTopic(name, num_partitions=wanted, replication_factor=-1, config=config)
+        NewTopic(
+            name,
+            num_partitions=wanted,
+            replication_factor=-1,
+            # A dead letter is a message as large as the broker takes, and why it is dead.
+            config=config | ({"max.message.bytes": "2097152"} if name == topics.dead_letters else {}),
+        )
         for name in partitioned
         if name not in existing
     ]

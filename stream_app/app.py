@@ -16,11 +16,14 @@ from aiokafka.errors import KafkaError as AiokafkaError
 
 from ingestor.command_line import fail
 from ingestor.core import wire
-from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
+from ingestor.core.chunk import Marker, RangeChunk
+from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, PublishError
 from ingestor.kafka import Cluster, connect
+from stream_app.dead_letters import dead_letter
+from stream_app.earlier import EarlierResults, earlier_results, has_written
 from stream_app.faust_transport import App, Transport, credentials, group_metadata
-from stream_app.pipeline import Emission, Pipeline
-from stream_app.transactions import Superseded, Transactions
+from stream_app.pipeline import Emission, Pipeline, Unreadable
+from stream_app.transactions import Commit, Superseded, Transactions
 from stream_app.view import View
 
 log = logging.getLogger(__name__)
@@ -49,13 +52,17 @@ class WorkerSettings:
     web_host: str = "127.0.0.1"
     web_port: int | None = None
     """None: no web server."""
+    max_held_values: int = 50_000_000
+    """Samples in memory one by one at most, for median and quantiles; 8 bytes each, and as much again to sort them."""
+    accept_loss: bool = False
+    """Go on where chunks, or the view's commit, are gone."""
 
 
 class Worker:
     """One Faust worker of a view."""
 
     def __init__(self, settings: WorkerSettings) -> None:
-        self._cluster = settings.cluster
+        self._cluster, self._settings = settings.cluster, settings
         self._view = settings.view
         self._transactions = Transactions(
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
@@ -176,16 +183,83 @@ class Worker:
             return
         pipeline = self._pipelines.get(message.partition)
         if pipeline is None:
-            offset, metadata = await _in_thread(self._transactions.committed, message.partition)
-            pipeline = self._pipelines[message.partition] = Pipeline(self._view, offset, metadata)
+            commit = await _in_thread(self._transactions.committed, message.partition)
+            pipeline = await asyncio.to_thread(self._restored, message.partition, commit)
+            self._pipelines[message.partition] = pipeline
         if message.offset < pipeline.next_offset:
             return
-        emissions = await asyncio.to_thread(_decode_and_feed, pipeline, message)
+        emissions = await asyncio.to_thread(self._decode_and_feed, pipeline, message)
+        self._check_held()
         if not emissions and pipeline.low - pipeline.committed >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
             if not await self._write(message, pipeline, emission):
                 return
+
+    def _restored(self, partition: int, commit: Commit) -> Pipeline:
+        """Return a partition's pipeline as it was committed.
+
+        Raises:
+            ConfigError: what a restart must read is gone.
+        """
+        view, topic = self._view, self._view.topics.range_chunks
+        if commit.offset < commit.first and not self._settings.accept_loss:
+            raise ConfigError(
+                f"{topic} partition {partition}: offset {commit.offset}, where this view must go on, was deleted by "
+                f"retention (the first is {commit.first}): lengthen its retention.ms, and give --accept-loss to go on; "
+                "windows that the deleted stretch cuts are marked incomplete"
+            )
+        if not commit.metadata and not self._settings.accept_loss and has_written(self._cluster, view, partition):
+            raise ConfigError(
+                f"the consumer group {view.group_id} has no commit for partition {partition}, but has written records "
+                f"there (Kafka forgets the commits of a group without workers after offsets.retention.minutes): give "
+                f"--accept-loss to emit once more all that {topic} holds, or this view another --topic-prefix"
+            )
+
+        def earlier(from_ms: int) -> EarlierResults:
+            return earlier_results(self._cluster, view, partition, from_ms)
+
+        return Pipeline(view, max(commit.offset, commit.first), commit.metadata, earlier)
+
+    def _decode_and_feed(self, pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:
+        headers: Any = message.headers
+        item: RangeChunk | Marker | Unreadable
+        where = f"{message.topic} partition {message.partition} offset {message.offset}"
+        try:
+            item = wire.decode(headers, message.value)
+        except NewerVersion as error:
+            raise NewerVersion(f"{where}: {error}") from error
+        except MalformedMessage as error:
+            log.error(  # noqa: TRY400 - the line says all; a traceback of the decoder says nothing more
+                "a message cannot be read; it goes to the dead letters, and its windows are marked incomplete",
+                extra={"topic": message.topic, "partition": message.partition, "offset": message.offset}
+                | {"error": str(error)},
+            )
+            letter = dead_letter(
+                self._view.topics.dead_letters,
+                message.value,
+                headers,
+                topic=message.topic,
+                partition=message.partition,
+                offset=message.offset,
+                error=error,
+            )
+            item = Unreadable(wire.header_of(headers), letter)
+        return pipeline.feed(message.offset, item)
+
+    def _check_held(self) -> None:
+        """See that memory is enough for the values of open windows.
+
+        Raises:
+            ConfigError: it may not be.
+        """
+        held, most = sum(pipeline.held_values for pipeline in self._pipelines.values()), self._settings.max_held_values
+        if held > most:
+            raise ConfigError(
+                f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
+                f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
+                "more workers, or allow more where there is memory (about 20 bytes each)"
+            )
 
     async def _write(self, message: faust.types.Message, pipeline: Pipeline, emission: Emission) -> bool:
         if not emission.outputs and not emission.final and emission.offset - pipeline.committed < _COMMIT_EVERY:
@@ -218,17 +292,6 @@ async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answe
             f"Kafka's client has not answered for {_BLOCKED_S:.0f} s: "
             "start the worker again, it goes on from its commit"
         ) from error
-
-
-def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:
-    headers: Any = message.headers
-    try:
-        item = wire.decode(headers, message.value)
-    except MalformedMessage as error:
-        raise MalformedMessage(
-            f"{message.topic} partition {message.partition} offset {message.offset}: {error}"
-        ) from error
-    return pipeline.feed(message.offset, item)
 
 
 async def run_worker(settings: WorkerSettings, on_ready: Callable[[], None]) -> NoReturn:

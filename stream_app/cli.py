@@ -141,6 +141,19 @@ format_option = click.option(
     help="Names this worker among those of its view, so that after a crash it goes on at once.",
 )
 @click.option(
+    "--max-held-values",
+    type=click.IntRange(1),
+    default=50_000_000,
+    show_default=True,
+    help="Samples that median and quantiles may hold in memory, about 20 bytes each; beyond it the worker ends.",
+)
+@click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Go on where retention has deleted chunks (their windows are incomplete) or Kafka has forgotten this "
+    "view's commit (all that the chunks hold is emitted once more).",
+)
+@click.option(
     "--web-port",
     type=click.IntRange(0, 65535),
     default=DEFAULT_WEB_PORT,
@@ -161,7 +174,14 @@ def worker(**flags: Any) -> None:
     admin = connect(flags["cluster"])
     ensure_topics(admin, view.topics, flags["partitions"])
     check_view(admin, view)
-    settings = WorkerSettings(flags["cluster"], view, slot=flags["slot"], web_port=port)
+    settings = WorkerSettings(
+        flags["cluster"],
+        view,
+        slot=flags["slot"],
+        web_port=port,
+        max_held_values=flags["max_held_values"],
+        accept_loss=flags["accept_loss"],
+    )
     click.echo(f"{view.in_words()}: {view.topics.range_chunks} -> {view.sinks_in_words()}", err=True)
     asyncio.run(
         run_worker(settings, lambda: log.info("worker is ready", extra={"group": view.group_id, "web_port": port}))

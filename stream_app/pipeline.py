@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -86,6 +86,12 @@ class Emission:
     """How many of the outputs are dead letters."""
 
 
+class _Pending(NamedTuple):
+    offset: int
+    range_end_ms: int
+    sequence: int
+
+
 @dataclass(slots=True)
 class _Job:
     whole_from_ms: int
@@ -95,9 +101,11 @@ class _Job:
     closed_to_ms: int
     """Below *emitted_to_ms* only after a restart: windows between are counted again, to be compared with a recheck."""
     windows: list[GroupWindows]
-    pending: deque[tuple[int, int]] = field(default_factory=deque)
-    """(offset, range end) of the messages that a restart may need, oldest first."""
+    pending: deque[_Pending] = field(default_factory=deque)
+    """The messages that a restart may need, oldest first."""
     next_sequence: int | None = None
+    replayed_to: int = 0
+    """Lower sequence numbers are another job's replay: what this one needs of them is emitted."""
     revision: int = 0
     is_recheck: bool = False
     """It reads another job's ranges once more, and says nothing of what that one has not said."""
@@ -124,6 +132,7 @@ class _Job:
         return {
             "from": self.whole_from_ms,
             "to": self.emitted_to_ms,
+            "next": self.pending[0].sequence if self.pending else self.next_sequence,
             **({"recheck": [self.recheck, self.rechecked_to_ms]} if compared else {}),
             **({"holes": self.holes} if self.holes else {}),
         }
@@ -144,7 +153,7 @@ class _Job:
 
     def forget(self, lookback_ms: int) -> None:
         """Let go of what no restart and no recheck needs any more."""
-        while self.pending and self.pending[0][1] <= self.counted_from_ms - lookback_ms:
+        while self.pending and self.pending[0].range_end_ms <= self.counted_from_ms - lookback_ms:
             self.pending.popleft()
         self.incomplete = [refused for refused in self.incomplete if refused.end_ms > self.emitted_to_ms]
         self.holes = [hole for hole in self.holes if hole[1] > self.emitted_to_ms]
@@ -166,7 +175,11 @@ class Pipeline:
     """
 
     def __init__(
-        self, view: View, offset: int, metadata: str, earlier: Callable[[int], Results] = lambda _: {}
+        self,
+        view: View,
+        offset: int,
+        metadata: str,
+        earlier: Callable[[int], Results] = lambda _: {},
     ) -> None:
         self._view = view
         self._earlier = earlier
@@ -188,7 +201,7 @@ class Pipeline:
     @property
     def low(self) -> int:
         """The oldest message that a restart must see again."""
-        pending = (job.pending[0][0] for job in self._jobs.values() if job.pending)
+        pending = (job.pending[0].offset for job in self._jobs.values() if job.pending)
         return min(pending, default=self._next_offset)
 
     @property
@@ -239,7 +252,8 @@ class Pipeline:
         elif isinstance(message, Unreadable):
             job.add_hole(header.time_range.start_ms, header.time_range.end_ms)
         ends_job = isinstance(message, Marker) and message.ends_job
-        job.pending.append((offset, _FOREVER_MS if ends_job else header.time_range.end_ms))
+        range_end_ms = _FOREVER_MS if ends_job else header.time_range.end_ms
+        job.pending.append(_Pending(offset, range_end_ms, header.sequence))
         return self._advance(job, message) if isinstance(message, Marker) else []
 
     def _new_job(self, start_ms: int) -> _Job:
@@ -270,6 +284,8 @@ class Pipeline:
     def _is_next(job: _Job, header: Header) -> bool:
         """Tell whether the message is to be taken in: not when it repeats an earlier one."""
         expected, job_and_sequence = job.next_sequence, {"job": header.job, "sequence": header.sequence}
+        if header.sequence < job.replayed_to:
+            return False
         if expected is not None and header.sequence < expected:
             log.error("a message came twice; it is left out", extra={**job_and_sequence, "expected": expected})
             return False
@@ -417,7 +433,9 @@ class Pipeline:
             state["lettered"] = self._lettered_to
         text = orjson.dumps(state).decode()
         if len(text) >= _MAX_METADATA_BYTES:
-            oldest = min(self._jobs, key=lambda name: self._jobs[name].pending[0][0] if self._jobs[name].pending else 0)
+            oldest = min(
+                self._jobs, key=lambda name: self._jobs[name].pending[0].offset if self._jobs[name].pending else 0
+            )
             raise IngestorError(
                 f"{len(jobs) + len(self._ended)} jobs are held open, more than a commit's metadata can name: the job "
                 f"{oldest} holds them back; finish it (the same ingestor command again) or give it up "
@@ -437,6 +455,7 @@ class Pipeline:
         for name, known in state["jobs"].items():
             job = self._jobs[name] = self._new_job(known["from"])
             job.emitted_to_ms = known["to"]
+            job.next_sequence, job.replayed_to = known["next"], known["next"] or 0
             job.recheck, job.rechecked_to_ms = known.get("recheck", ("", _FOREVER_MS))
             job.holes = [(start_ms, end_ms) for start_ms, end_ms in known.get("holes", ())]
             # What was emitted and not yet rechecked is counted again, to be compared.

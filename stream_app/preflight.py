@@ -34,6 +34,7 @@ def _refuse_missing_rights(admin: AdminClient, view: View) -> None:
     """Faust would ask again for ever for what it may not read."""
     names = {view.topics.range_chunks: AclOperation.READ}
     names |= {view.topics.sink(group_by): AclOperation.WRITE for group_by in view.group_by}
+    names[view.topics.dead_letters] = AclOperation.WRITE
     topics = admin.describe_topics(
         TopicCollection(list(names)), include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
     )

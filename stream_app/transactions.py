@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 
-from ingestor.core.errors import ConfigError, Fenced, PublishError
+from ingestor.core.errors import Fenced, PublishError
 from ingestor.kafka import Cluster, client_config, failure, is_settling
+from stream_app.dead_letters import MAX_LETTER_BYTES
 from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
@@ -22,6 +24,17 @@ _REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PR
 
 class Superseded(Exception):
     """The group has moved on; nothing was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Where a partition's reading goes on."""
+
+    offset: int
+    metadata: str
+    """Empty: this view has never committed, or the commit is gone."""
+    first: int
+    """The oldest message that retention has left."""
 
 
 class Transactions:
@@ -50,6 +63,8 @@ class Transactions:
                 "compression.type": "lz4",
                 "queue.buffering.max.messages": 1_000_000,
                 "queue.buffering.max.kbytes": 1_048_576,
+                # The broker has a bound for each topic.
+                "message.max.bytes": MAX_LETTER_BYTES + 50_000,
             }
         )
         # It never subscribes. Its committed() waits for offsets of open transactions; aiokafka's does not.
@@ -62,12 +77,8 @@ class Transactions:
         except KafkaException as error:
             raise failure(error, "Kafka gives no transactions") from error
 
-    def committed(self, partition: int) -> tuple[int, str]:
-        """Return offset and metadata of the partition's last commit; (0 or the log's start, "") where there is none.
-
-        Raises:
-            ConfigError: retention has deleted what a restart must read.
-        """
+    def committed(self, partition: int) -> Commit:
+        """Return the partition's last commit, or the log's start where there is none."""
         at = TopicPartition(self._input_topic, partition)
         try:
             stored = self._settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
@@ -75,14 +86,8 @@ class Transactions:
         except KafkaException as error:
             raise failure(error, "the committed offset cannot be read") from error
         if stored.offset < 0:
-            return first, ""
-        if stored.offset < first:
-            raise ConfigError(
-                f"{self._input_topic} partition {partition}: offset {stored.offset}, where this view must go on, "
-                f"was deleted by retention (the first is {first}). Lengthen retention.ms; to go on without "
-                f"the deleted stretch, delete the consumer group {self._group_id}"
-            )
-        return stored.offset, stored.metadata or ""
+            return Commit(first, "", first)
+        return Commit(stored.offset, stored.metadata or "", first)
 
     @staticmethod
     def _settled(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
@@ -108,7 +113,9 @@ class Transactions:
         try:
             producer.begin_transaction()
             for output in emission.outputs:
-                producer.produce(output.topic, output.value, output.key, partition)
+                producer.produce(
+                    output.topic, output.value, output.key, partition, headers=list(output.headers) or None
+                )
             commit = TopicPartition(self._input_topic, partition, emission.offset, emission.metadata)
             producer.send_offsets_to_transaction([commit], group_metadata, _TIMEOUT_S)
             producer.commit_transaction(_TIMEOUT_S)

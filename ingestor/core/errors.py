@@ -56,5 +56,9 @@ class MalformedMessage(IngestorError):
     """Bytes on a topic that do not follow the contract."""
 
 
+class NewerVersion(IngestorError):
+    """Bytes on a topic that a newer podstream has written."""
+
+
 class SinkError(IngestorError):
     """A file cannot be written as promised."""

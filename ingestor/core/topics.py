@@ -36,6 +36,10 @@ class Topics:
     def services(self) -> str:
         return f"{self.prefix}.services"
 
+    @property
+    def dead_letters(self) -> str:
+        return f"{self.prefix}.dead-letters"
+
     def sink(self, group_by: str) -> str:
         """Return the sink topic of ``pod`` or ``service`` records."""
         return {"pod": self.pods, "service": self.services}[group_by]

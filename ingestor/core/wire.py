@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 
 from ingestor.core.chunk import Header, Int64Array, Marker, RangeChunk, Refused, SeriesColumns
-from ingestor.core.errors import MalformedMessage
+from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
 
 Headers = Sequence[tuple[str, bytes]]
@@ -34,6 +34,8 @@ SCHEMA = pa.schema(
         ("values", pa.list_(pa.float64())),
     ]
 )
+# Kafka allows None for a header's value.
+_UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 _WRITE_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
 
 
@@ -128,24 +130,16 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
     """Read one message of the range-chunk topic.
 
     Raises:
+        NewerVersion: a newer podstream has written it.
         MalformedMessage: a header is missing or wrong, the schema is another one,
             or the value cannot be read.
     """
     fields = dict(headers or ())
     try:
-        schema, kind = fields["schema"].decode(), fields["kind"].decode()
-        if schema != f"{SCHEMA_NAME}/{SCHEMA_VERSION}":
-            raise MalformedMessage(f"schema {schema!r} is not {SCHEMA_NAME}/{SCHEMA_VERSION}: update podstream")
-        header = Header(
-            job=fields["job"].decode(),
-            time_range=TimeRange(_int64(fields["start"]), _int64(fields["end"])),
-            sequence=_int64(fields["sequence"]),
-            source=fields["source"].decode(),
-            revision=_int64(fields["revision"]),
-            recheck=fields.get("recheck", b"").decode(),
-        )
+        _check_schema(fields["schema"].decode())
+        kind, header = fields["kind"].decode(), _header(fields)
         incomplete = _refused(fields.get("incomplete", b"[]"))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # Kafka allows None for a header's value
+    except _UNREADABLE as error:
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
         return Marker(header, ends_job=kind == "end", incomplete=incomplete)
@@ -154,6 +148,33 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
     series = decode_series(value or b"")
     _check_samples(series.offsets, series.timestamps_ms, header.time_range)
     return RangeChunk(header, series, is_lookback=kind == "lookback")
+
+
+def header_of(headers: Headers | None) -> Header | None:
+    """Return what a message that cannot be read says of itself; None where not even that can be read."""
+    try:
+        return _header(dict(headers or ()))
+    except _UNREADABLE:
+        return None
+
+
+def _check_schema(schema: str) -> None:
+    name, _, version = schema.partition("/")
+    if name == SCHEMA_NAME and version.isdecimal() and int(version) > SCHEMA_VERSION:
+        raise NewerVersion(f"schema {schema!r} is newer than {SCHEMA_NAME}/{SCHEMA_VERSION}: update podstream")
+    if schema != f"{SCHEMA_NAME}/{SCHEMA_VERSION}":
+        raise MalformedMessage(f"schema {schema!r} is not {SCHEMA_NAME}/{SCHEMA_VERSION}")
+
+
+def _header(fields: dict[str, bytes]) -> Header:
+    return Header(
+        job=fields["job"].decode(),
+        time_range=TimeRange(_int64(fields["start"]), _int64(fields["end"])),
+        sequence=_int64(fields["sequence"]),
+        source=fields["source"].decode(),
+        revision=_int64(fields["revision"]),
+        recheck=fields.get("recheck", b"").decode(),
+    )
 
 
 def _refused(text: bytes) -> tuple[Refused, ...]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingestor.core import wire
 from ingestor.core.chunk import Header, Marker, RangeChunk, Refused, SeriesColumns
-from ingestor.core.errors import MalformedMessage
+from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
 from ingestor.core.wire import SCHEMA, decode, decode_series, encode_series
 
@@ -187,7 +187,7 @@ def test_no_headers_are_malformed(headers):
 def test_another_version_says_what_to_do():
     """A newer schema asks for an update."""
     headers, body = message()
-    with pytest.raises(MalformedMessage, match="update podstream"):
+    with pytest.raises(NewerVersion, match="update podstream"):
         decode(list((headers | {"schema": b"podstream.range-chunk/2"}).items()), body)
 
 
