@@ -220,8 +220,7 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             or than one another: records go to the partition number of their chunks.
     """
     existing = partition_counts(admin)
-    partitioned = (topics.range_chunks, topics.pods, topics.services, topics.dead_letters)
-    found = {name: existing[name] for name in partitioned if name in existing}
+    found = {name: existing[name] for name in topics.partitioned if name in existing}
     wanted = partitions or next(iter(found.values()), DEFAULT_PARTITIONS)
     for name, count in found.items():
         if count != wanted:
@@ -238,12 +237,12 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             # A dead letter is a message as large as the broker takes, and why it is dead.
             config=config | ({"max.message.bytes": "2097152"} if name == topics.dead_letters else {}),
         )
-        for name in partitioned
+        for name in topics.partitioned
         if name not in existing
     ]
     missing += [
         NewTopic(name, num_partitions=1, replication_factor=-1, config=COMPACTED)
-        for name in (topics.positions, topics.workloads)
+        for name in topics.compacted
         if name not in existing
     ]
     for name, future in admin.create_topics(missing).items() if missing else ():
@@ -254,7 +253,7 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
                 raise failure(error, f"topic {name} cannot be made") from error
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
-    wait_for_leaders(admin, {*partitioned, topics.positions, topics.workloads})
+    wait_for_leaders(admin, {*topics.partitioned, *topics.compacted})
     return wanted
 
 

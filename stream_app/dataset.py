@@ -235,8 +235,7 @@ class _Parts:
     def delete_topics(self, admin: Any) -> None:
         """Delete the topics that were made for this dataset alone."""
         topics = self._view.topics
-        names = [topics.range_chunks, topics.positions, topics.workloads, topics.pods, topics.services]
-        for name, future in admin.delete_topics(names).items():
+        for name, future in admin.delete_topics([*topics.partitioned, *topics.compacted]).items():
             try:
                 future.result()
             except KafkaException as error:

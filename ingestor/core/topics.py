@@ -40,6 +40,16 @@ class Topics:
     def dead_letters(self) -> str:
         return f"{self.prefix}.dead-letters"
 
+    @property
+    def partitioned(self) -> tuple[str, ...]:
+        """Those with a partition for each share of the pods; all have the same number."""
+        return self.range_chunks, self.pods, self.services, self.dead_letters
+
+    @property
+    def compacted(self) -> tuple[str, ...]:
+        """Those that keep the latest value of each key, in one partition."""
+        return self.positions, self.workloads
+
     def sink(self, group_by: str) -> str:
         """Return the sink topic of ``pod`` or ``service`` records."""
         return {"pod": self.pods, "service": self.services}[group_by]
