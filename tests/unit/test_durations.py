@@ -277,7 +277,8 @@ def intervals(draw) -> tuple[ChunkSize, int, int]:
     size = draw(SIZES)
     start_ms = draw(TIMES)
     window_ms = int(np.diff(size.edges_ms(start_ms, start_ms + 1))[0])
-    return size, start_ms, start_ms + draw(st.integers(1, 300 * window_ms))
+    longest_ms = max(1, min(300 * window_ms, LATEST_MS - start_ms))
+    return size, start_ms, start_ms + draw(st.integers(1, longest_ms))
 
 
 @given(intervals())
