@@ -27,6 +27,7 @@ loaded as one range, from the first load's start to one interval after its last 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -36,9 +37,9 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
+import oracle
 import orjson
 import pandas as pd
-from oracle import same
 
 from ingestor import packing, presets
 from ingestor.catalogue import Catalogue, Meaning
@@ -93,7 +94,7 @@ def spelt(made: list[Line], expected: list[Line]) -> list[str]:
     """Return lines as text, values that are right spelt as in the script."""
     right = {(line.where, line.flags): line for line in expected}
     found = [(line, right.get((line.where, line.flags))) for line in made]
-    return [str(known if known and same(line.value, known.value) else line) for line, known in found]
+    return [str(known if known and oracle.same(line.value, known.value) else line) for line, known in found]
 
 
 @dataclass(slots=True)
@@ -114,7 +115,7 @@ class Case:
 
     def expected(self, text: str) -> list[Line]:
         """Return the lines of the view *text*, sorted."""
-        at = self._time_of(view_of(text).chunk_size)
+        at = self._time_of(_chunk_size(text))
         return sorted((self._line(line, at) for line in self.views[text]), key=_order)
 
     def made(self, text: str, *, restarts: bool = False) -> list[Line]:
@@ -125,17 +126,67 @@ class Case:
         at = self._time_of(view.chunk_size)
         return sorted((line for record in records for line in _lines(record, at)), key=_order)
 
-    def frame(self) -> pd.DataFrame:
-        """Return the samples that are loaded and no stale markers, as `oracle.windows` takes them."""
-        column = Splits.parse(self.splits).column
-        rows = []
-        for number, (label_set, stamps, values) in enumerate(self.series):
+    def by_oracle(self, text: str) -> list[Line]:
+        """Return what the oracle makes of the samples that arrive; without flags but the job's name."""
+        fields, size = _matched(_VIEW, text), _chunk_size(text)
+        options = {name: fields[name] for name in ("over_time", "counters") if fields[name]}
+        at, lines = self._time_of(size), []
+        for job, (from_ms, samples) in self._arriving().items():
+            for group_by in fields["group_by"].split(","):
+                made = oracle.windows(
+                    samples, fields["size"], fields["method"], group_by,
+                    metric_methods=_metric_methods(fields), from_ms=from_ms, **options,
+                )  # fmt: skip
+                for (namespace, who, start_ms), metrics in made.items():
+                    window = at(start_ms, int(size.edges_ms(start_ms, start_ms + 1)[1]))
+                    where = f"{window} {_who(namespace, group_by, who)}"
+                    flags = (f"job={job}",) if job != JOB else ()
+                    lines += [Line(f"{where} {metric}", value, flags) for metric, value in metrics.items()]
+        return sorted(lines, key=_order)
+
+    def _arriving(self) -> dict[str, tuple[int, pd.DataFrame]]:
+        """Return each job's start, and its samples as `oracle.windows` takes them, those before the start too."""
+        samples, found = self._frame(), {}
+        for job in {read.job: None for read in self.all_reads}:
+            reads = [read for read in self.all_reads if read.job == job]
+            ranges = [r for read in reads for r in read.ranges if not self.is_lost(r)]
+            start_ms = ranges[0].start_ms
+            if reads[0].lookback:
+                ranges.append(TimeRange(start_ms - LOOKBACK_MS, start_ms))
+            inside = [any(r.start_ms <= t < r.end_ms for r in ranges) for t in samples["timestamp"]]
+            found[job] = start_ms, samples[inside]
+        return found
+
+    def _frame(self) -> pd.DataFrame:
+        """Return what is loaded, but stale markers and what is refused."""
+        column, rows = Splits.parse(self.splits).column, []
+        for number, (label_set, *samples) in enumerate(self.series):
             labels = orjson.loads(label_set)
-            metric = column(labels["__name__"], labels)
-            for stamp, value in zip(stamps, values, strict=True):
+            metric = labels.pop("__name__")
+            digest = hashlib.blake2b(orjson.dumps([metric, sorted(labels.items())]), digest_size=8).digest()
+            who = labels["namespace"], labels["pod"], column(metric, labels), number, self.types[metric]
+            fingerprint = int.from_bytes(digest, "little")
+            for stamp, value in zip(*self.given(label_set, *samples), strict=True):
                 if np.float64(value).view(np.int64) != STALE_MARKER_BITS:
-                    rows.append((labels["namespace"], labels["pod"], metric, number, stamp, value))
-        return pd.DataFrame(rows, columns=["namespace", "pod", "metric", "series", "timestamp", "value"])
+                    rows.append((*who, fingerprint, stamp, value))
+        names = ["namespace", "pod", "metric", "series", "type", "fingerprint", "timestamp", "value"]
+        return pd.DataFrame(rows, columns=names)
+
+    @property
+    def all_reads(self) -> list[Read]:
+        """What is read, said or not."""
+        return self.reads or [Read([TimeRange(self.start_ms, self.end_ms)])]
+
+    def is_lost(self, time_range: TimeRange) -> bool:
+        """Tell whether the messages of a range are lost."""
+        return any(lost.start_ms <= time_range.start_ms < lost.end_ms for lost in self.lost)
+
+    def given(self, label_set: bytes, stamps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
+        """Return what the backend does not refuse of a series."""
+        metric = orjson.loads(label_set)["__name__"]
+        refused = [r for r in self.refused if r.metric == metric]
+        kept = [i for i, t in enumerate(stamps) if not any(r.start_ms <= t < r.end_ms for r in refused)]
+        return [stamps[i] for i in kept], [values[i] for i in kept]
 
     def streams(self) -> list[list[tuple[Any, bytes]]]:
         """Return each partition's messages, in order."""
@@ -200,12 +251,20 @@ def cases(path: Path) -> list[Case]:
 def view_of(text: str) -> View:
     """Read what is behind the word ``view``."""
     fields = _matched(_VIEW, text)
-    pairs = [pair.rpartition("=") for pair in (fields.pop("metric_methods") or "").split()]
     more: dict[str, Any] = {name: fields[name] for name in ("over_time", "counters") if fields[name]}
-    if pairs:
-        more["metric_methods"] = tuple((regex, method) for regex, _, method in pairs)
+    if pairs := _metric_methods(fields):
+        more["metric_methods"] = pairs
     group_by: Any = tuple(fields["group_by"].split(","))
     return View(ChunkSize.parse(fields["size"]), fields["method"], group_by=group_by, **more)
+
+
+def _chunk_size(text: str) -> ChunkSize:
+    return ChunkSize.parse(text.partition(" ")[0])
+
+
+def _metric_methods(fields: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    pairs = [pair.rpartition("=") for pair in (fields["metric_methods"] or "").split()]
+    return tuple((regex, method) for regex, _, method in pairs)
 
 
 def _method_name(text: str) -> str:
@@ -301,7 +360,7 @@ class _Poller:
 
     def streams(self) -> list[list[tuple[Any, bytes]]]:
         case = self._case
-        for read in case.reads or [Read([TimeRange(case.start_ms, case.end_ms)])]:
+        for read in case.all_reads:
             if read.lookback:
                 start_ms = read.ranges[0].start_ms
                 before = TimeRange(start_ms - LOOKBACK_MS, start_ms)
@@ -321,7 +380,7 @@ class _Poller:
             for metric, start_ms, end_ms in self._case.refused
             if kind == "marker" and start_ms < time_range.end_ms and time_range.start_ms < end_ms
         ]
-        is_lost = kind != "end" and any(t.start_ms <= time_range.start_ms < t.end_ms for t in self._case.lost)
+        is_lost = kind != "end" and self._case.is_lost(time_range)
         for partition, values in enumerate(partitions):
             for value in values:
                 sequence = self._sequences.get((job, partition), 0)
@@ -332,7 +391,7 @@ class _Poller:
 
     def _packed(self, time_range: TimeRange, *, last_only: bool = False) -> list[list[bytes]]:
         """Return the range's chunks of each partition."""
-        series = [(label_set, *self._given(label_set, *rest)) for label_set, *rest in self._case.series]
+        series = [(label_set, *self._case.given(label_set, *rest)) for label_set, *rest in self._case.series]
         lengths = [len(stamps) for _, stamps, _ in series]
         block = SeriesBlock(
             [label_set for label_set, _, _ in series],
@@ -350,13 +409,6 @@ class _Poller:
         fetched = packing.FetchedSeries(ids, block.offsets, block.timestamps_ms, block.values)
         return packing.pack(time_range, "golden", [fetched], self._catalogue, PARTITIONS).partitions
 
-    def _given(self, label_set: bytes, stamps: list[int], values: list[float]) -> tuple[list[int], list[float]]:
-        """Return what the backend does not refuse of a series."""
-        metric = orjson.loads(label_set)["__name__"]
-        refused = [r for r in self._case.refused if r.metric == metric]
-        kept = [i for i, t in enumerate(stamps) if not any(r.start_ms <= t < r.end_ms for r in refused)]
-        return [stamps[i] for i in kept], [values[i] for i in kept]
-
 
 def _records(stream: list[tuple[Any, bytes]], view: View, *, restarts: bool) -> Iterator[Record]:
     commit, fed = (0, ""), 0
@@ -372,12 +424,16 @@ def _records(stream: list[tuple[Any, bytes]], view: View, *, restarts: bool) -> 
 
 
 def _lines(record: Record, at: Callable[[int, int | None], str]) -> Iterator[Line]:
-    namespace = "" if record.namespace == "shop" else f"{record.namespace or '_'}/"
-    who = f"service/{namespace}{record.service}" if record.pod is None else f"pod/{namespace}{record.pod}"
+    group_by, name = ("service", record.service) if record.pod is None else ("pod", record.pod)
+    where = f"{at(record.window_start_ms, record.window_end_ms)} {_who(record.namespace, group_by, name)}"
     flags = [
         *["partial"] * record.partial,
         *[f"incomplete={','.join(record.incomplete)}"] * bool(record.incomplete),
         *[f"job={record.job}"] * (record.job != JOB),
     ]
     for metric, value in record.metrics.items():
-        yield Line(f"{at(record.window_start_ms, record.window_end_ms)} {who} {metric}", value, tuple(flags))
+        yield Line(f"{where} {metric}", value, tuple(flags))
+
+
+def _who(namespace: str, group_by: str, name: str) -> str:
+    return f"{group_by}/{name}" if namespace == "shop" else f"{group_by}/{namespace or '_'}/{name}"

@@ -1,6 +1,7 @@
 """The scripts of tests/golden: what goes in, what must come out."""
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def test_a_view_is_what_the_script_says(case: Case, view: str, restarts):
         [str(line) for line in expected], spelt(made, expected), "script", "made", lineterm="", n=99
     )
     assert not (text := "\n".join(diff)), f"{case.name}\nview {view}\n{text}"
+
+
+@pytest.mark.parametrize(("case", "view"), VIEWS)
+def test_the_oracle_says_the_same(case: Case, view: str):
+    """The scripts and the oracle know nothing of each other, and agree on every value."""
+    expected = [
+        replace(line, flags=tuple(flag for flag in line.flags if "job=" in flag)) for line in case.expected(view)
+    ]
+    assert spelt(case.by_oracle(view), expected) == [str(line) for line in expected]
