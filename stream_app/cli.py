@@ -34,6 +34,7 @@ from stream_app.methods import COUNTERS, GROUP_BY, METHODS, OVER_TIME, method_na
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for Faust, numba and pyarrow.
+    from ingestor.core.durations import ChunkSize
     from stream_app.view import View
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,20 @@ def _metric_method(text: str) -> tuple[str, str]:
     return pattern, parse_method(method)
 
 
+def _timezone(text: str) -> str:
+    from ingestor.core.durations import checked_timezone  # noqa: PLC0415
+
+    return checked_timezone(text)
+
+
+timezone_option = click.option(
+    "--timezone",
+    type=typed("zone", _timezone),
+    metavar="ZONE",
+    help="Whose calendar days, weeks, months and years are of, like Europe/Berlin. [default: UTC]",
+)
+
+
 def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
     """Add what is made of the samples."""
     options: list[Callable[..., Any]] = [
@@ -75,6 +90,7 @@ def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
             show_default=True,
             help="The length of a window: 30s, 1t or 1m (a minute), 1h, 1d, 1w, 1mo (a month), 1y.",
         ),
+        timezone_option,
         click.option(
             "--method",
             type=METHOD,
@@ -193,6 +209,7 @@ def worker(**flags: Any) -> None:
 @format_option
 @group_by_option
 @click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
+@timezone_option
 @click.option("--method", type=METHOD, help="Take records of this method only, where there are several.")
 @click.option(
     "--over-time", type=click.Choice(OVER_TIME), default="pooled", help="With --method: as the worker has it."
@@ -221,7 +238,7 @@ def files(**flags: Any) -> None:
         topics=flags["topics"],
         storage=flags["storage"],
         group_by=flags["group_by"],
-        chunk_size=str(flags["chunk_size"]) if flags["chunk_size"] else None,
+        chunk_size=str(_chunk_size(flags)) if flags["chunk_size"] else None,
         method=flags["method"] and method_name(flags["method"], flags["over_time"], flags["counters"]),
         until_idle=flags["until_idle"],
         idle_s=flags["idle_ms"] / 1000,
@@ -264,6 +281,7 @@ def dataset(**flags: Any) -> None:
 
     flags.pop("file_format")
     as_json, overwrite = flags.pop("as_json"), flags.pop("overwrite")
+    flags["chunk_size"] = _chunk_size(flags)
     view = _view({**flags, "topics": None})
     settings = DatasetSettings(
         view=view,
@@ -313,7 +331,7 @@ def _view(flags: dict[str, Any]) -> View:
 
     group_by: Any = tuple(name for name in GROUP_BY if name in flags["group_by"])
     return View(
-        flags["chunk_size"],
+        _chunk_size(flags),
         flags["method"],
         flags["over_time"],
         group_by,
@@ -321,6 +339,15 @@ def _view(flags: dict[str, Any]) -> View:
         flags["counters"],
         flags["metric_methods"],
     )
+
+
+def _chunk_size(flags: dict[str, Any]) -> ChunkSize:
+    """Return ``--chunk-size`` in ``--timezone``; a size can also name its zone itself (``1d@Europe/Berlin``)."""
+    size: ChunkSize = flags["chunk_size"]
+    in_zone = replace(size, timezone=flags["timezone"] or size.timezone)
+    if size.timezone not in ("UTC", in_zone.timezone):
+        raise click.BadParameter(f"--chunk-size {size} names another zone: leave one out", param_hint="--timezone")
+    return in_zone
 
 
 def _free_web_port(port: int) -> int | None:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from datetime import datetime
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import files
 import pandas as pd
 import pytest
 from commands import WHEN, backfill, run, stream_app, view_of, wait_until_windowed, worker, write_files
 
+from ingestor.core.time_range import iso
+from ingestor.kafka import connect
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import LocalPrometheus
+from ingestor.options import cluster_arguments
 
 
 @pytest.mark.parametrize(("chunk_size", "method"), [*itertools.product(["1m", "7m"], ["sum", "mean", "median"])])
@@ -29,6 +34,47 @@ def test_every_cell_equals_the_oracle(
     for group_by, suffix in (("pod", ""), ("service", ".service")):
         cells = files.read(tmp_path / "data", pods=group_by == "pod", suffix=suffix)
         files.assert_equal_to_oracle(cells, samples, chunk_size, method, group_by)
+
+
+def test_days_of_a_time_zone(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Groups, records and files carry the zone; its midnight (11:00 UTC) is where a day's row ends."""
+    run(backfill(prometheus, kafka, "zone"))
+    view = view_of("zone", "1d@Pacific/Auckland", "sum")
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        wait_until_windowed(kafka, view, child)
+        assert "windows of 1 day in Pacific/Auckland" in child.log_path.read_text()
+    assert view.group_id in {group.group_id for group in connect(kafka.cluster).list_consumer_groups().result().valid}
+    files_of = stream_app(
+        "files", "--storage", str(tmp_path / "data"), "--until-idle", "--idle", "1ms", "--topic-prefix", "zone",
+        *cluster_arguments(kafka.cluster), "--chunk-size", "1d", "--timezone",
+    )  # fmt: skip
+    run([*files_of, "Pacific/Auckland"])
+    cells = files.read(tmp_path / "data", pods=True)
+    files.assert_equal_to_oracle(cells, samples, "1d@Pacific/Auckland", "sum", "pod")
+    assert {iso(start_ms) for _, _, start_ms in cells} == {"2026-11-22T11:00:00Z", "2026-11-23T11:00:00Z"}
+    other = run([*files_of, "Pacific/Apia"], code=2)
+    assert "holds records of chunk size 1d@Pacific/Auckland, method sum, not of chunk size 1d@Pacific/Apia" in (
+        other.stderr
+    )
+
+
+def test_dataset_floors_relative_times_to_days_of_a_time_zone(
+    prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """``now`` is the zone's last midnight, and the worker has the same calendar."""
+    done = run(stream_app(
+        "dataset", "--url", prometheus.url, "--start", WHEN[1], "--end", "now", "--preset", "none", "--json",
+        "--chunk-size", "1d", "--timezone", "Pacific/Auckland", "--storage", str(tmp_path / "data"),
+    ))  # fmt: skip
+    plan = json.loads(done.stdout.splitlines()[0])["text"]
+    end = datetime.fromisoformat(plan.rpartition(" to ")[2]).astimezone(ZoneInfo("Pacific/Auckland"))
+    assert (end.hour, end.minute, end.second) == (0, 0, 0)
+    inside = samples[samples["timestamp"] < end.timestamp() * 1000]
+    cells = files.read(tmp_path / "data", pods=True)
+    files.assert_equal_to_oracle(cells, inside, "1d@Pacific/Auckland", "mean", "pod")
+    assert {iso(start_ms) for _, _, start_ms in cells} >= {"2026-11-22T11:00:00Z"}
 
 
 def test_dataset_does_it_all(prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """What people type for times and lengths, and the windows that come of it."""
 
 from datetime import UTC, datetime, timedelta, timezone
+from importlib import resources
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -8,13 +10,21 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ingestor.core.durations import ChunkSize, PointInTime, parse_duration_ms, parse_time
+from ingestor.core.durations import ChunkSize, PointInTime, checked_timezone, parse_duration_ms, parse_time
 
 NOW_MS = 1_795_435_200_000
 DAY_MS = 86_400_000
 LATEST_MS = 9_214_646_400_000
 
-SIZES = st.builds(ChunkSize, st.integers(1, 60), st.sampled_from(["s", "m", "h", "d", "w", "mo", "y"]))
+ZONES = sorted(set(resources.files("tzdata").joinpath("zones").read_text().split()) - {"Factory"})
+ODD_ZONES = ["America/Havana", "America/Sao_Paulo", "America/St_Johns", "Antarctica/Vostok", "Pacific/Apia"]
+
+SIZES = st.builds(
+    ChunkSize,
+    st.integers(1, 60),
+    st.sampled_from(["s", "m", "h", "d", "w", "mo", "y"]),
+    st.one_of(st.just("UTC"), st.sampled_from(ODD_ZONES), st.sampled_from(ZONES)),
+)
 TIMES = st.integers(0, LATEST_MS)
 
 
@@ -191,6 +201,12 @@ def test_any_text_is_read_or_refused(text):
         ("1mo", "1mo", "1 month"),
         ("3mo", "3mo", "3 months"),
         ("1y", "1y", "1 year"),
+        ("1d@Europe/Berlin", "1d@Europe/Berlin", "1 day in Europe/Berlin"),
+        ("3mo@Asia/Kolkata", "3mo@Asia/Kolkata", "3 months in Asia/Kolkata"),
+        ("1w@UTC", "1w", "1 week"),
+        ("1w@Etc/UTC", "1w", "1 week"),
+        ("1m@Europe/Berlin", "1m", "1 minute"),
+        ("24h@Europe/Berlin", "24h", "24 hours"),
     ],
 )
 def test_chunk_sizes(text, written, words):
@@ -215,6 +231,36 @@ def test_what_is_no_chunk_size(text):
         ChunkSize.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("Mars", "write UTC"),
+        ("", "write UTC"),
+        ("localtime", "write UTC"),
+        ("Factory", "write UTC"),
+        ("../Europe/Berlin", "did you mean Europe/Berlin"),
+        ("right/Europe/Berlin", "did you mean Europe/Berlin"),
+        ("europe/berlin", "did you mean Europe/Berlin"),
+        ("Europe/Berlin@UTC", "did you mean Europe/Berlin"),
+        ("+01:00", "write UTC"),
+    ],
+)
+def test_what_is_no_time_zone(text, hint):
+    """Only IANA's names are zones, as IANA spells them, and the message says what one looks like."""
+    for read in (checked_timezone, lambda text: ChunkSize.parse(f"1d@{text}"), lambda text: ChunkSize(1, "d", text)):
+        with pytest.raises(ValueError, match=r"is not a time zone: .*an IANA name like Europe/Berlin") as caught:
+            read(text)
+        assert repr(text) in str(caught.value)
+        assert hint in str(caught.value)
+
+
+def test_every_zone_can_be_read():
+    """Each of IANA's zones has a calendar."""
+    assert len(ZONES) > 500
+    for zone in ZONES:
+        assert ChunkSize.parse(f"1d@{zone}").floor_ms(NOW_MS) > NOW_MS - 2 * DAY_MS
+
+
 @given(SIZES)
 @settings(max_examples=30, deadline=None)
 def test_a_chunk_size_reads_back(size):
@@ -231,7 +277,8 @@ def intervals(draw) -> tuple[ChunkSize, int, int]:
     size = draw(SIZES)
     start_ms = draw(TIMES)
     window_ms = int(np.diff(size.edges_ms(start_ms, start_ms + 1))[0])
-    return size, start_ms, start_ms + draw(st.integers(1, 300 * window_ms))
+    longest_ms = max(1, min(300 * window_ms, LATEST_MS - start_ms))
+    return size, start_ms, start_ms + draw(st.integers(1, longest_ms))
 
 
 @given(intervals())
@@ -244,6 +291,7 @@ def test_edges_cover_the_interval(case):
     assert (np.diff(edges) > 0).all()
     assert edges[0] <= start_ms < edges[1]
     assert edges[-2] < end_ms <= edges[-1]
+    assert np.diff(edges).max() <= size.longest_ms
 
 
 @given(intervals(), st.floats(0, 1))
@@ -334,6 +382,138 @@ def test_a_leap_year():
     months = ChunkSize.parse("1mo").edges_ms(start_ms, start_ms + 366 * DAY_MS)
     assert list(np.diff(months) // DAY_MS) == [31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31]
     assert list(np.diff(ChunkSize.parse("1y").edges_ms(start_ms, start_ms + 1)) // DAY_MS) == [366]
+
+
+# Time zones.
+
+
+def edges_between(text: str, first: str, last: str) -> tuple[list[str], list[float]]:
+    """Return the edges as the zone's clocks show them, and the hours between."""
+    size = ChunkSize.parse(text)
+    edges = size.edges_ms(parse_time(first, 0).time_ms, parse_time(last, 0).time_ms)
+    clocks = pd.DatetimeIndex(edges.astype("datetime64[ms]"), tz="UTC").tz_convert(size.timezone)
+    return [moment.isoformat(timespec="minutes") for moment in clocks], list(np.diff(edges) / 3_600_000)
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last", "edges", "hours"),
+    [
+        pytest.param(
+            "1d@Europe/Berlin", "2026-03-28T12:00+01:00", "2026-03-30T12:00+02:00",
+            ["2026-03-28T00:00+01:00", "2026-03-29T00:00+01:00", "2026-03-30T00:00+02:00", "2026-03-31T00:00+02:00"],
+            [24, 23, 24], id="spring",
+        ),
+        pytest.param(
+            "1d@Europe/Berlin", "2026-10-24T12:00+02:00", "2026-10-26T12:00+01:00",
+            ["2026-10-24T00:00+02:00", "2026-10-25T00:00+02:00", "2026-10-26T00:00+01:00", "2026-10-27T00:00+01:00"],
+            [24, 25, 24], id="autumn",
+        ),
+        pytest.param(
+            "1d@Australia/Lord_Howe", "2026-04-05T00:00+11:00", "2026-04-06T00:00+10:30",
+            ["2026-04-05T00:00+11:00", "2026-04-06T00:00+10:30"],
+            [24.5], id="half an hour",
+        ),
+        pytest.param(
+            "1d@America/Sao_Paulo", "2018-11-03T12:00-03:00", "2018-11-04T12:00-02:00",
+            ["2018-11-03T00:00-03:00", "2018-11-04T01:00-02:00", "2018-11-05T00:00-02:00"],
+            [24, 23], id="no midnight",
+        ),
+        pytest.param(
+            "1d@America/Havana", "2026-10-31T12:00-04:00", "2026-11-01T12:00-05:00",
+            ["2026-10-31T00:00-04:00", "2026-11-01T00:00-04:00", "2026-11-02T00:00-05:00"],
+            [24, 25], id="midnight twice",
+        ),
+        # At 00:01 the clocks went back to 23:01 of the day before: the date comes twice, and counts from the first.
+        pytest.param(
+            "1d@America/St_Johns", "2006-10-28T12:00-02:30", "2006-10-29T12:00-03:30",
+            ["2006-10-28T00:00-02:30", "2006-10-29T00:00-02:30", "2006-10-30T00:00-03:30"],
+            [24, 25], id="a date twice",
+        ),
+        pytest.param(
+            "1d@Asia/Kathmandu", "2026-11-23T12:00+05:45", "2026-11-23T13:00+05:45",
+            ["2026-11-23T00:00+05:45", "2026-11-24T00:00+05:45"],
+            [24], id="a quarter of an hour",
+        ),
+        # The clocks went from 00:00 to 00:15.
+        pytest.param(
+            "1y@Asia/Kathmandu", "1985-06-01T00:00Z", "1986-06-01T00:00Z",
+            ["1985-01-01T00:00+05:30", "1986-01-01T00:15+05:45", "1987-01-01T00:00+05:45"],
+            [8760, 8759.75], id="a year without its midnight",
+        ),
+        pytest.param(
+            "1d@Pacific/Apia", "2011-12-29T12:00-10:00", "2011-12-31T12:00+14:00",
+            ["2011-12-29T00:00-10:00", "2011-12-31T00:00+14:00", "2012-01-01T00:00+14:00"],
+            [24, 24], id="a day that was skipped",
+        ),
+        pytest.param(
+            "1w@Pacific/Apia", "2011-12-29T12:00-10:00", "2011-12-31T12:00+14:00",
+            ["2011-12-26T00:00-10:00", "2012-01-02T00:00+14:00"],
+            [144], id="a week of six days",
+        ),
+        pytest.param(
+            "1w@Europe/Berlin", "2026-10-25T12:00Z", "2026-10-26T12:00Z",
+            ["2026-10-19T00:00+02:00", "2026-10-26T00:00+01:00", "2026-11-02T00:00+01:00"],
+            [169, 168], id="weeks begin on Monday",
+        ),
+        pytest.param(
+            "1mo@America/New_York", "2026-03-01T04:59Z", "2026-03-01T05:01Z",
+            ["2026-02-01T00:00-05:00", "2026-03-01T00:00-05:00", "2026-04-01T00:00-04:00"],
+            [672, 743], id="months",
+        ),
+        # January 1970 was the first of three.
+        pytest.param(
+            "3mo@Europe/Berlin", "2026-05-01T00:00Z", "2026-05-02T00:00Z",
+            ["2026-04-01T00:00+02:00", "2026-07-01T00:00+02:00"],
+            [2184], id="quarters",
+        ),
+        # 2026-10-25 is day 20,751 since 1970-01-01: the second of its two.
+        pytest.param(
+            "2d@Europe/Berlin", "2026-10-25T12:00Z", "2026-10-25T13:00Z",
+            ["2026-10-24T00:00+02:00", "2026-10-26T00:00+01:00"],
+            [49], id="two days",
+        ),
+    ],
+)  # fmt: skip
+def test_calendars_of_time_zones(text, first, last, edges, hours):
+    """Days, weeks, months and years begin when the zone's clocks say so."""
+    assert edges_between(text, first, last) == (edges, hours)
+
+
+PANDAS_STARTS = {"d": "D", "w": "W-MON", "mo": "MS", "y": "YS"}
+
+
+@given(st.sampled_from(ZONES), st.sampled_from(["d", "w", "mo", "y"]), st.integers(0, 4_000_000_000_000))
+@settings(max_examples=100, deadline=None)
+def test_local_windows_are_those_of_pandas(zone, unit, time_ms):
+    """A window's edges are the local midnights that pandas finds, the first of two, or the moment after a gap."""
+    size = ChunkSize(1, unit, zone)
+    local = pd.Timestamp(time_ms, unit="ms", tz="UTC").tz_convert(zone).tz_localize(None).normalize()
+    days = pd.Timedelta(days={"d": 3, "w": 20, "mo": 70, "y": 800}[unit])
+    midnights = pd.date_range(local - days, local + days, freq=PANDAS_STARTS[unit])
+    # True: daylight saving time, which is the first of the two; ambiguous midnights of a change of zone say neither.
+    instants = midnights.tz_localize(zone, ambiguous=np.ones(len(midnights), bool), nonexistent="shift_forward")
+    expected = np.unique(instants.tz_convert("UTC").as_unit("ms").tz_localize(None).astype(np.int64))
+    at = np.searchsorted(expected, time_ms, side="right")
+    assert list(size.edges_ms(time_ms, time_ms + 1)) == list(expected[at - 1 : at + 1])
+
+
+@given(st.sampled_from(ODD_ZONES), st.integers(0, 1_700_000_000_000))
+@settings(max_examples=100, deadline=None)
+def test_a_day_begins_when_its_date_first_shows(zone, time_ms):
+    """A millisecond before an edge no clock of the zone had shown the day's date yet; at the edge one does."""
+    edge_ms = ChunkSize(1, "d", zone).floor_ms(time_ms)
+
+    def shown(at_ms: int):
+        return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=at_ms)).astimezone(ZoneInfo(zone)).date()
+
+    assert shown(edge_ms - 1) < shown(edge_ms)
+    assert max(shown(edge_ms - hours * 3_600_000 - 1) for hours in range(4)) < shown(edge_ms)
+
+
+@pytest.mark.parametrize("unit", ["s", "m", "h"])
+def test_fixed_windows_know_no_zone(unit):
+    """A zone makes no difference to seconds, minutes and hours: not even in their name."""
+    assert ChunkSize(7, unit, "Asia/Kathmandu") == ChunkSize(7, unit)
 
 
 def milliseconds(moment: pd.Timestamp) -> int:
