@@ -222,6 +222,17 @@ def with_history(name: str, folder: Path) -> Iterator[Backend]:
 
 
 @contextmanager
+def with_types(name: str, folder: Path) -> Iterator[str]:
+    """Run a backend that scrapes metrics of every type, and such whose type is not told; yield its URL."""
+    exporter = Exporter(TYPED)
+    target = {"targets": [f"127.0.0.1:{exporter.server.server_port}"]}
+    scrape = {"job_name": "exporter", "scrape_interval": "1s", "scrape_timeout": "1s", "static_configs": [target]}
+    with server(name, folder, {"scrape_configs": [scrape]}) as backend:
+        yield backend.url
+    exporter.go_away()
+
+
+@contextmanager
 def with_head(name: str, folder: Path, settings: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Exporter]]:
     """Run a backend with external labels and nothing but a head, that scrapes a target 50 times a second.
 
@@ -245,7 +256,7 @@ def with_head(name: str, folder: Path, settings: Mapping[str, Any] | None = None
 class Exporter:
     """A target that counts its scrapes, and that can go away."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: str = "") -> None:
         exporter = self
         self.scrapes = 0
 
@@ -255,7 +266,7 @@ class Exporter:
                 # Prometheus 3 reads nothing whose format is not told.
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.end_headers()
-                text = f'# TYPE scrapes counter\nscrapes {exporter.scrapes}\nlabelled{{cluster="prod"}} 1\n{TYPED}'
+                text = f'# TYPE scrapes counter\nscrapes {exporter.scrapes}\nlabelled{{cluster="prod"}} 1\n{more}'
                 exporter.scrapes += 1
                 self.wfile.write(text.encode())
 

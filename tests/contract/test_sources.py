@@ -35,6 +35,7 @@ from backends import (
     server,
     with_head,
     with_history,
+    with_types,
 )
 
 from ingestor.catalogue import Catalogue, Meaning
@@ -268,17 +269,11 @@ def test_metric_types_are_those_of_the_scraped_targets(backend: Backend, source:
     assert "regular" not in types
 
 
-@contextmanager
-def with_a_living_target(name: str, folder: Path) -> Iterator[str]:
-    with with_head(name, folder) as (url, _):
-        yield url
-
-
 @pytest.mark.parametrize("way", SOURCES)
 @pytest.mark.parametrize("name", BACKENDS)
 def test_types_are_useful_ones_or_go_by_the_name(start: Start[str], name: str, way: str) -> None:
     """What a target says counts, where it says anything: a gauge stays one whatever its name is."""
-    source = SOURCES[way](start(with_a_living_target, name))
+    source = SOURCES[way](start(with_types, name))
     typed = Selector.parse('{__name__=~"typed_.*"}')
     wait_until(lambda: len(source.label_sets([str(typed)], last_hour(source))) == 12)
     known = name != VICTORIA_METRICS
