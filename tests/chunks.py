@@ -41,6 +41,8 @@ def assert_adjoining(streams: list[Stream], job: str) -> TimeRange:
     for stream in streams:
         mine = [message for message in stream if message.header.job == job]
         assert [message.header.sequence for message in mine] == list(range(len(mine))), "a hole or a double"
+        looks_back = [isinstance(message, RangeChunk) and message.is_lookback for message in mine]
+        assert looks_back == sorted(looks_back, reverse=True), "what was before the job comes before all else of it"
         ranges = [m.header.time_range for m in mine if isinstance(m, Marker) and not m.ends_job]
         assert all(a.end_ms == b.start_ms for a, b in pairwise(ranges)), "ranges must adjoin"
         covered |= {TimeRange(ranges[0].start_ms, ranges[-1].end_ms)} if ranges else set()
@@ -54,10 +56,20 @@ def _not_alike(covered: set[TimeRange]) -> TimeRange:
 
 
 def samples(streams: list[Stream]) -> pd.DataFrame:
-    """Return all samples as they stand, a row each."""
+    """Return all samples as they stand, a row each; those before their jobs' starts are none of them."""
+    return _rows(streams, lookback=False)
+
+
+def lookbacks(streams: list[Stream]) -> pd.DataFrame:
+    """Return the samples before their jobs' starts as they stand, a row each."""
+    return _rows(streams, lookback=True)
+
+
+def _rows(streams: list[Stream], *, lookback: bool) -> pd.DataFrame:
     rows = []
     for partition, stream in enumerate(streams):
-        for chunk in (message for message in stream if isinstance(message, RangeChunk)):
+        chunks = (message for message in stream if isinstance(message, RangeChunk))
+        for chunk in (chunk for chunk in chunks if chunk.is_lookback == lookback):
             series, job = chunk.series, (chunk.header.job, chunk.header.revision, partition)
             names = ("service", "type", "labels", "namespace", "pod", "metric")
             columns = [getattr(series, name).to_pylist() for name in names]

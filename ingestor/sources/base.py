@@ -87,7 +87,10 @@ class Source(Protocol):
         """Return how many series *selector* finds at one instant (with the backend's look-back)."""
 
     def metric_types(self) -> dict[str, str]:
-        """Return the type of each metric as the backend spells it; empty if it does not know."""
+        """Return the type of each metric that the backend knows: counter, gauge, histogram or summary.
+
+        Of histograms and summaries it knows the family: what ends in ``_bucket``, ``_sum`` or ``_count`` is not there.
+        """
 
     def label_sets(self, selectors: Sequence[str], time_range: TimeRange) -> list[dict[str, str]]:
         """Return the labels of each series that any of *selectors* may find in *time_range*, the name among them.

@@ -49,6 +49,9 @@ _BUSY = re.compile(
 _WANTS_TLS = "HTTP request to an HTTPS server"
 
 NOT_SUPPORTED = {400, 404, 405, 422, 501}
+_USEFUL_TYPES = {"counter", "gauge", "histogram", "summary"}
+"""Others are OpenMetrics' (``info``, ``stateset``), or say that nothing is known (``unknown``, ``untyped``)."""
+
 _CANCELLED = 499
 """What Prometheus 3 says of a query that it was told to give up."""
 
@@ -384,6 +387,6 @@ def shortened(text: str) -> str:
 
 
 def _first_known_type(entries: Any) -> str | None:
-    """Return the type that a metric's targets give it; several targets may differ, and the first wins."""
+    """Return the type that a metric's targets give it; several targets may differ, and the first useful one wins."""
     kinds = [entry.get("type") for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
-    return next((str(kind) for kind in kinds if kind and kind != "unknown"), None)
+    return next((kind for kind in kinds if isinstance(kind, str) and kind in _USEFUL_TYPES), None)

@@ -39,6 +39,26 @@ HISTORY = TimeRange(START_MS, START_MS + 3 * 3_600_000)
 MILLION_RANGE = TimeRange(START_MS, START_MS + 6 * 3_600_000)
 ODD_LABELS = ["<a>&b", "\u2028é😀", "tab\there", "bell\x07", "del\x7f", 'quote"d', "back\\slash", "line\nfeed"]
 
+TYPED = """# TYPE typed_gauge_total gauge
+typed_gauge_total 1
+# TYPE typed_hits counter
+typed_hits 1
+# TYPE typed_untyped_total untyped
+typed_untyped_total 1
+# TYPE typed_untyped untyped
+typed_untyped 1
+typed_bare_total 1
+typed_bare 1
+# TYPE typed_seconds histogram
+typed_seconds_bucket{le="+Inf"} 1
+typed_seconds_sum 1
+typed_seconds_count 1
+# TYPE typed_bytes summary
+typed_bytes{quantile="0.5"} 1
+typed_bytes_sum 1
+typed_bytes_count 1
+"""
+
 EXTERNAL_LABELS = {"cluster": "prod", "replica": "<a>"}
 
 Labels = frozenset[tuple[str, str]]
@@ -202,6 +222,17 @@ def with_history(name: str, folder: Path) -> Iterator[Backend]:
 
 
 @contextmanager
+def with_types(name: str, folder: Path) -> Iterator[str]:
+    """Run a backend that scrapes metrics of every type, and such whose type is not told; yield its URL."""
+    exporter = Exporter(TYPED)
+    target = {"targets": [f"127.0.0.1:{exporter.server.server_port}"]}
+    scrape = {"job_name": "exporter", "scrape_interval": "1s", "scrape_timeout": "1s", "static_configs": [target]}
+    with server(name, folder, {"scrape_configs": [scrape]}) as backend:
+        yield backend.url
+    exporter.go_away()
+
+
+@contextmanager
 def with_head(name: str, folder: Path, settings: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Exporter]]:
     """Run a backend with external labels and nothing but a head, that scrapes a target 50 times a second.
 
@@ -225,7 +256,7 @@ def with_head(name: str, folder: Path, settings: Mapping[str, Any] | None = None
 class Exporter:
     """A target that counts its scrapes, and that can go away."""
 
-    def __init__(self) -> None:
+    def __init__(self, more: str = "") -> None:
         exporter = self
         self.scrapes = 0
 
@@ -235,7 +266,7 @@ class Exporter:
                 # Prometheus 3 reads nothing whose format is not told.
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.end_headers()
-                text = f'# TYPE scrapes counter\nscrapes {exporter.scrapes}\nlabelled{{cluster="prod"}} 1\n'
+                text = f'# TYPE scrapes counter\nscrapes {exporter.scrapes}\nlabelled{{cluster="prod"}} 1\n{more}'
                 exporter.scrapes += 1
                 self.wfile.write(text.encode())
 

@@ -35,8 +35,10 @@ from backends import (
     server,
     with_head,
     with_history,
+    with_types,
 )
 
+from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core.errors import QueryRejected
 from ingestor.core.time_range import TimeRange
 from ingestor.expressions import Expressions
@@ -265,6 +267,37 @@ def test_metric_types_are_those_of_the_scraped_targets(backend: Backend, source:
     assert types["prometheus_http_requests_total"] == "counter"
     assert types["prometheus_http_request_duration_seconds"] == "histogram"
     assert "regular" not in types
+
+
+@pytest.mark.parametrize("way", SOURCES)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_types_are_useful_ones_or_go_by_the_name(start: Start[str], name: str, way: str) -> None:
+    """What a target says counts, where it says anything: a gauge stays one whatever its name is."""
+    source = SOURCES[way](start(with_types, name))
+    typed = Selector.parse('{__name__=~"typed_.*"}')
+    wait_until(lambda: len(source.label_sets([str(typed)], last_hour(source))) == 12)
+    known = name != VICTORIA_METRICS
+    wait_until(lambda: bool(source.metric_types()) == known)
+    types = {metric: kind for metric, kind in source.metric_types().items() if metric.startswith("typed_")}
+    told = {"gauge_total": "gauge", "hits": "counter", "seconds": "histogram", "bytes": "summary"}
+    assert types == ({f"typed_{metric}": kind for metric, kind in told.items()} if known else {})
+    catalogue = Catalogue(1, Meaning(dict, without_pod=True), types)
+    label_sets = source.label_sets([str(typed)], last_hour(source))
+    columns = catalogue.columns(catalogue.ids([json.dumps(labels).encode() for labels in label_sets]))
+    assert dict(zip(columns["metric"].to_pylist(), columns["type"].to_pylist(), strict=True)) == {
+        "typed_gauge_total": "gauge" if known else "counter",
+        "typed_hits": "counter" if known else "unknown",
+        "typed_untyped_total": "counter",
+        "typed_untyped": "unknown",
+        "typed_bare_total": "counter",
+        "typed_bare": "unknown",
+        "typed_seconds_bucket": "counter",
+        "typed_seconds_sum": "counter",
+        "typed_seconds_count": "counter",
+        "typed_bytes": "summary" if known else "unknown",
+        "typed_bytes_sum": "counter",
+        "typed_bytes_count": "counter",
+    }
 
 
 def test_an_impossible_selector_is_refused_for_good(source: Source) -> None:

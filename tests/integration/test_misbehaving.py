@@ -19,7 +19,7 @@ from commands import backfill, ingestor, run
 from misbehaving import Answer, Asked, Behaviour, Given, HurriedEvent, MisbehavingProxy, api_error, reply
 
 from ingestor.core import wire
-from ingestor.core.chunk import Marker, RangeChunk, Refused
+from ingestor.core.chunk import LOOKBACK_MS, Marker, RangeChunk, Refused
 from ingestor.core.errors import ConfigError, QueryRejected
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.core.topics import Topics
@@ -58,7 +58,7 @@ class Published:
                 for message in read_to_end(kafka.cluster, topic, partition)
             ]
             assert [message.header.sequence for message in stream] == list(range(len(stream)))
-            chunks += [message for message in stream if isinstance(message, RangeChunk)]
+            chunks += [message for message in stream if isinstance(message, RangeChunk) and not message.is_lookback]
             markers = [message for message in stream if isinstance(message, Marker)]
         self.sources = {chunk.header.source for chunk in chunks}
         self.incomplete = [refused for marker in markers for refused in marker.incomplete]
@@ -263,7 +263,8 @@ def test_too_many_series_are_asked_for_in_parts(
         source,
     )
     published.holds(samples)
-    assert {asked.time_range for asked in proxy.asked if asked.metric in history.METRICS} == {WHOLE}
+    before = TimeRange(WHOLE.start_ms - LOOKBACK_MS, WHOLE.start_ms)
+    assert {asked.time_range for asked in proxy.asked if asked.metric in history.METRICS} == {WHOLE, before}
     assert proxy.spoilt > 6
 
 

@@ -337,8 +337,9 @@ def test_a_backend_without_metadata_has_no_types(backend: Backend, status: int, 
 
 
 def test_the_first_known_type_counts(backend: Backend) -> None:
-    """Targets may differ in what they say about a metric."""
-    data = {"a": [{"type": "unknown"}, {"type": "counter"}, {"type": "gauge"}], "b": [{"type": "unknown"}], "c": []}
+    """Targets may differ in what they say about a metric, and some say nothing that helps."""
+    useless = [{"type": kind} for kind in ("unknown", "untyped", "info", "stateset", "", None, 7, ["gauge"])]
+    data = {"a": [*useless, {"type": "counter"}, {"type": "gauge"}], "b": useless, "c": []}
     backend.answer = reply(200, json.dumps({"status": "success", "data": data}))
     assert HttpQuerySource(backend.url).metric_types() == {"a": "counter"}
 
