@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,14 +14,19 @@ from typing import Any, NoReturn, TypeVar
 
 import faust
 from aiokafka.errors import KafkaError as AiokafkaError
+from confluent_kafka.admin import AdminClient
 
 from ingestor.command_line import fail
 from ingestor.core import wire
+from ingestor.core.chunk import Marker, RangeChunk
 from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
-from ingestor.kafka import Cluster, connect
-from stream_app.faust_transport import App, Transport, credentials, group_metadata
+from ingestor.kafka import Cluster, client_config, connect, stable_ends
+from ingestor.web import pages
+from stream_app.faust_transport import App, Transport, credentials, group_metadata, reads
 from stream_app.pipeline import Emission, Pipeline, View
+from stream_app.telemetry import Telemetry
 from stream_app.transactions import Superseded, Transactions
+from stream_app.web import add_pages
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +45,26 @@ _STOP_TIMEOUT_S = 4.0
 _COMMIT_EVERY = 200
 """Commit after so many messages even when they close no window: a restart then replays no more than it must."""
 
+_LOOK_EVERY_S = 5.0
+"""How often the partitions' ends are asked for, with one request."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     cluster: Cluster
     view: View
     slot: int | None = None
-    web_host: str = "127.0.0.1"
-    web_port: int | None = None
-    """None: no web server."""
+    listener: socket.socket | None = None
+    """Where the web server listens; None: there is none."""
 
 
 class Worker:
     """One Faust worker of a view."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, telemetry: Telemetry) -> None:
         self._cluster = settings.cluster
         self._view = settings.view
+        self._telemetry = telemetry
         self._transactions = Transactions(
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
@@ -65,7 +74,11 @@ class Worker:
         self._stop = asyncio.Event()
         self._stopping = False
         self._failure: Exception | None = None
+        self._shared_out = asyncio.Event()
         self.app = self._faust_app(settings)
+        standing = telemetry.standing
+        standing.reads = lambda: reads(self.app)
+        add_pages(self.app, pages("worker", telemetry, standing.not_ready, standing.not_healthy))
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT.
@@ -78,8 +91,10 @@ class Worker:
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
         on_ready()
+        looks = asyncio.create_task(self._look_at_ends())
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        looks.cancel()
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
                 raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure
@@ -120,10 +135,7 @@ class Worker:
             store="memory://",
             topic_disable_leader=True,
             topic_allow_declare=False,
-            web_enabled=settings.web_port is not None,
-            web_bind=settings.web_host,
-            web_host=settings.web_host,
-            web_port=settings.web_port or 6066,
+            web_enabled=settings.listener is not None,
             # Without it stopping waits for the stream to run empty, which a live one never does.
             stream_wait_empty=False,
             stream_buffer_maxsize=16,
@@ -135,6 +147,7 @@ class Worker:
             # An idle standby would else leave the group for good.
             broker_max_poll_interval=1e6,
         )
+        app.listener = settings.listener
         app.transport = Transport(app.conf.broker_consumer, app)
         chunks = app.topic(
             self._view.topics.range_chunks,
@@ -161,11 +174,18 @@ class Worker:
             # Rebalances are eager: every partition is delivered again from its commit.
             async with self._lock:
                 self._pipelines.clear()
+                self._telemetry.revoked()
+
+        @app.on_partitions_assigned.connect  # type: ignore[arg-type]
+        async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:
+            self._telemetry.assigned(tp.partition for tp in assigned)
+            self._shared_out.set()
 
         return app
 
     def _fail(self, error: Exception) -> None:
         """End the worker: nothing further is handled, and `run` raises *error*."""
+        self._telemetry.failed(error)
         self._failure, self._stopping = error, True
         self._stop.set()
 
@@ -178,29 +198,55 @@ class Worker:
             offset, metadata = await _in_thread(self._transactions.committed, message.partition)
             pipeline = self._pipelines[message.partition] = Pipeline(self._view, offset, metadata)
         if message.offset < pipeline.next_offset:
+            self._telemetry.handled(message.partition, message.offset)
             return
-        emissions = await asyncio.to_thread(_decode_and_feed, pipeline, message)
+        began = self._telemetry.clock()
+        item, emissions = await asyncio.to_thread(_decode_and_feed, pipeline, message)
+        self._telemetry.taken_in(message.partition, item, began, pipeline)
         if not emissions and pipeline.low - pipeline.committed >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
             if not await self._write(message, pipeline, emission):
                 return
+        self._telemetry.handled(message.partition, message.offset)
 
     async def _write(self, message: faust.types.Message, pipeline: Pipeline, emission: Emission) -> bool:
         if not emission.outputs and not emission.final and emission.offset - pipeline.committed < _COMMIT_EVERY:
             return True
         membership = group_metadata(self.app, message.generation_id or 0)
+        began = self._telemetry.clock()
         try:
             await _in_thread(self._transactions.write, message.partition, emission, membership)
-        except Superseded:
+        except Superseded as error:
+            self._telemetry.failed(error)
             self._pipelines.pop(message.partition, None)
             return False
         pipeline.committed = emission.offset
+        self._telemetry.committed(emission, began)
         log.info(
             "windows emitted",
             extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
         )
         return True
+
+    async def _look_at_ends(self) -> None:
+        """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""
+        standing, admin = self._telemetry.standing, AdminClient(client_config(self._cluster))
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._shared_out.wait()
+            self._shared_out.clear()
+            assignment, ends = standing.assignment, {}
+            try:
+                if standing.partitions:
+                    ends = await asyncio.to_thread(
+                        stable_ends, admin, self._view.topics.range_chunks, standing.partitions
+                    )
+            except IngestorError as error:
+                # What is known stays; the work itself has its own ways to find out and to tell.
+                self._telemetry.failed(error)
+            standing.looked(assignment, ends)
 
 
 async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answer:
@@ -219,7 +265,7 @@ async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answe
         ) from error
 
 
-def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:
+def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> tuple[RangeChunk | Marker, list[Emission]]:
     headers: Any = message.headers
     try:
         item = wire.decode(headers, message.value)
@@ -227,14 +273,14 @@ def _decode_and_feed(pipeline: Pipeline, message: faust.types.Message) -> list[E
         raise MalformedMessage(
             f"{message.topic} partition {message.partition} offset {message.offset}: {error}"
         ) from error
-    return pipeline.feed(message.offset, item)
+    return item, pipeline.feed(message.offset, item)
 
 
-async def run_worker(settings: WorkerSettings, on_ready: Callable[[], None]) -> NoReturn:
+async def run_worker(settings: WorkerSettings, telemetry: Telemetry, on_ready: Callable[[], None]) -> NoReturn:
     """Run one worker until it is told to stop, then end the process: 0 when told, else the error's exit code."""
     code = 0
     try:
-        await Worker(settings).run(on_ready)
+        await Worker(settings, telemetry).run(on_ready)
     except IngestorError as error:
         fail(error)
         code = error.exit_code

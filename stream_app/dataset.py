@@ -253,7 +253,9 @@ class _Parts:
         for group_by in view.group_by:
             arguments += ["--group-by", group_by]
         return self._child(
-            "worker", ["-m", "stream_app", "worker", "--slot", "0", "--web-port", "0", *self._kafka, *arguments], {}
+            "worker",
+            ["-m", "stream_app", "worker", "--slot", "0", "--web-listen-address", "none", *self._kafka, *arguments],
+            {},
         )
 
     def _child(self, name: str, arguments: list[str], environment: dict[str, str], stdout: int | None = None) -> Child:

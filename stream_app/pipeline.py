@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
 
@@ -77,6 +78,8 @@ class Output:
     topic: str
     key: bytes
     value: bytes
+    reason: str = ""
+    """Why it is a dead letter; a record has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class Emission:
     metadata: str
     final: bool
     """A job ended here: commit even where there are no records."""
+    window_ends_ms: Sequence[int] = ()
+    """Where the windows end that it closes; none of a recheck's, which were closed before."""
 
 
 @dataclass(slots=True)
@@ -164,6 +169,22 @@ class Pipeline:
         """The oldest message that a restart must see again."""
         pending = (job.pending[0][0] for job in self._jobs.values() if job.pending)
         return min(pending, default=self._next_offset)
+
+    @property
+    def open_windows(self) -> int:
+        """Windows that hold something, each job's for themselves."""
+        jobs = self._jobs.values()
+        return sum(len(set().union(*(windows.open_windows for windows in job.windows))) for job in jobs)
+
+    @property
+    def open_cells(self) -> int:
+        """What open windows hold: a cell is one, or several until they are merged."""
+        return sum(windows.open_cells for job in self._jobs.values() for windows in job.windows)
+
+    @property
+    def held_values(self) -> int:
+        """Values that open windows keep as they came."""
+        return sum(windows.held_values for job in self._jobs.values() for windows in job.windows)
 
     def feed(self, offset: int, message: RangeChunk | Marker) -> list[Emission]:
         """Take in the next message; return what it allows to emit, in order."""
@@ -269,7 +290,8 @@ class Pipeline:
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
                 self._ended[name] = self._next_offset - 1
-            emissions.append(self._emission(outputs, final=ended))
+            ends_ms = () if job.is_recheck else self._window_ends_ms(closed, start_ms, end_ms)
+            emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
         return emissions
 
     def _remember(self, job: _Job, closed: list[Closed | None]) -> None:
@@ -334,10 +356,20 @@ class Pipeline:
             for identity, result in zip(self._identities(group_by, cells, first, last), results, strict=True)
         ]
 
-    def _emission(self, outputs: list[Output], *, final: bool) -> Emission:
+    def _window_ends_ms(self, closed: list[Closed | None], start_ms: int, end_ms: int) -> Sequence[int]:
+        """Return where the windows end that start in [start_ms, end_ms)."""
+        starts = np.unique(np.concatenate([c.window_ms for c in closed if c is not None] or [np.empty(0, np.int64)]))
+        starts = starts[(starts >= start_ms) & (starts < end_ms)]
+        if not len(starts):
+            return ()
+        edges = self._view.chunk_size.edges_ms(int(starts[0]), int(starts[-1]) + 1)
+        ends: list[int] = edges[np.searchsorted(edges, starts, side="right")].tolist()
+        return ends
+
+    def _emission(self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = ()) -> Emission:
         low = self.low
         self._ended = {name: offset for name, offset in self._ended.items() if offset >= low}
-        return Emission(outputs, low, self._metadata(), final)
+        return Emission(outputs, low, self._metadata(), final, window_ends_ms)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""

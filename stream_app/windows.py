@@ -119,6 +119,10 @@ class _State(Protocol):
     @staticmethod
     def concat(parts: list[Any]) -> _State: ...
     def take(self, index: Int64Array) -> _State: ...
+    @property
+    def held(self) -> int:
+        """How many values are kept as they came."""
+
     def order(self) -> Int64Array:
         """Return the order that must hold within a cell before merging."""
 
@@ -147,6 +151,10 @@ class _Sums:
 
     def take(self, index: Int64Array) -> _Sums:
         return _Sums(self.highs[index], self.lows[index])
+
+    @property
+    def held(self) -> int:
+        return 0
 
     def order(self) -> Int64Array:
         return np.arange(len(self.highs))
@@ -187,6 +195,10 @@ class _Held:
         counts = self.counts[index]
         return _Held(_begins(counts), counts, gather_runs(self.values, self.begins, self.counts, index))
 
+    @property
+    def held(self) -> int:
+        return len(self.values)
+
     def order(self) -> Int64Array:
         return np.arange(len(self.counts))
 
@@ -224,6 +236,10 @@ class _Last:
 
     def take(self, index: Int64Array) -> _Last:
         return _Last(self.fingerprint[index], self.timestamp_ms[index], self.value[index])
+
+    @property
+    def held(self) -> int:
+        return len(self.value)
 
     def order(self) -> Int64Array:
         return np.lexsort((self.timestamp_ms, self.fingerprint))
@@ -270,6 +286,22 @@ class GroupWindows:
         self._cells: list[_Cells] = []
         self._states: list[_State] = []
         self._unmerged = 0
+        self._open: set[int] = set()
+
+    @property
+    def open_windows(self) -> set[int]:
+        """Where the windows start that hold something."""
+        return self._open
+
+    @property
+    def open_cells(self) -> int:
+        """Partials of open windows: a cell is one, or several until they are merged."""
+        return sum(map(len, self._cells))
+
+    @property
+    def held_values(self) -> int:
+        """Values kept as they came, for methods that need them all."""
+        return sum(state.held for state in self._states)
 
     def add(self, series: SeriesColumns, runs: Runs, not_before_ms: int) -> None:
         """Add the samples of *series* whose windows start at *not_before_ms* or later."""
@@ -281,6 +313,7 @@ class GroupWindows:
         self._cells.append(_Cells(runs.window_ms[keep], group, metric, runs.samples[keep]))
         self._states.append(self._state.of(runs, series, keep))
         self._unmerged += len(keep)
+        self._open.update(np.unique(runs.window_ms[keep]).tolist())
         if self._unmerged > _MERGE_ABOVE + len(self._cells[0]):
             self._replace(*self._merged(*self._joined()))
 
@@ -309,6 +342,7 @@ class GroupWindows:
             self._metrics.names,
         )
         self._replace(cells.take(cells_left), state.take(cells_left))
+        self._open = {start_ms for start_ms in self._open if start_ms >= before_ms}
         self._forget_unused()
         return closed
 
