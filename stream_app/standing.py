@@ -140,7 +140,7 @@ class Standing:
         still_s = self._monotonic() - self._went_on_at
         if still_s <= self._stuck_after_s:
             return None
-        return f"nothing was processed for {still_s:.0f} s, though {sum(lag.values())} messages are there"
+        return f"nothing was processed for {still_s:.0f} s, and {sum(lag.values())} messages wait"
 
     def _note_caught_up(self) -> None:
         read_to = self._read_to()
