@@ -362,6 +362,25 @@ def _high_watermark(cluster: Cluster, topic: str, partition: int) -> int:
     return int(futures[at].result().offset)
 
 
+def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
+    """Return the offset behind what is committed in each partition; an open transaction hides what comes after it.
+
+    Raises:
+        PublishError: the broker does not answer.
+        ConfigError: we may not know.
+    """
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    futures = admin.list_offsets(
+        {TopicPartition(topic, partition): latest for partition in partitions},
+        isolation_level=IsolationLevel.READ_COMMITTED,
+        request_timeout=CONNECT_TIMEOUT_S,
+    )
+    try:
+        return {at.partition: int(future.result().offset) for at, future in futures.items()}
+    except KafkaException as error:
+        raise failure(error, f"the ends of {topic} cannot be read") from error
+
+
 def latest_by_key(cluster: Cluster, topic: str) -> Mapping[bytes, bytes]:
     """Return the last committed value of each key of a compacted topic with one partition."""
     latest: dict[bytes, bytes] = {}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import platform
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
-import prometheus_client
 from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from ingestor.core.errors import ConfigError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
+from ingestor.exposition import Described, Exposed, Few, build_info, counter, gauge, histogram
 
 RequestKind = Literal["samples", "names", "label_sets", "count", "metadata", "clock"]
 """What is asked for: samples, metrics' names, series' labels, a count of series, types, the time."""
@@ -30,23 +26,9 @@ RETRIES = ("backend", "kafka")
 
 MOST_INCOMPLETE_NAMES = 100
 """So many metrics have a series of their own; the rest are counted together."""
-OTHER = "_other"
 
 _SECONDS_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """From a question that costs nothing to the longest that a query may run by default."""
-
-_PLAIN_TEXT = "text/plain; version=0.0.4; charset=utf-8"
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """A metric as its documentation has it."""
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    meaning: str
-
 
 RANGES = Described("podstream_poller_ranges_total", "counter", (), "Ranges published.")
 SAMPLES = Described("podstream_poller_samples_total", "counter", (), "Samples published.")
@@ -97,7 +79,7 @@ METRICS = (
 """All of them; those of the process itself (``process_…``) come beside them, on Linux."""
 
 
-class Telemetry:
+class Telemetry(Exposed):
     """The metrics of one poller.
 
     All methods may be called from any thread; each costs microseconds, so call them once a
@@ -115,29 +97,29 @@ class Telemetry:
         self._job, self._monotonic, self._unix_s = job, monotonic, unix_s
         self._lock = threading.Lock()
         self._unpublished: dict[int, int] = {}
-        self._incomplete_names: set[str] = set()
+        self._incomplete_names = Few(MOST_INCOMPLETE_NAMES)
         self._standby = False
         self._confirmed_at: float | None = None
 
-        self._registry = registry = prometheus_client.CollectorRegistry()
-        self._ranges = _counter(RANGES, registry)
-        self._samples = _counter(SAMPLES, registry)
-        self._published_bytes = _counter(PUBLISHED_BYTES, registry)
-        self._series = _gauge(SERIES, registry)
-        self._publish_seconds = _histogram(PUBLISH_SECONDS, registry)
-        self._request_seconds = _histogram(REQUEST_SECONDS, registry)
-        self._splits = _counter(SPLIT, registry)
-        self._retries = _counter(RETRIED, registry)
-        self._incomplete = _counter(INCOMPLETE, registry)
-        self._in_flight = _gauge(IN_FLIGHT, registry)
-        self._active = _gauge(ACTIVE, registry)
-        self._errors = _counter(ERRORS, registry)
-        self._last_error = _gauge(LAST_ERROR, registry)
+        super().__init__()
+        registry = self.registry
+        self._ranges = counter(RANGES, registry)
+        self._samples = counter(SAMPLES, registry)
+        self._published_bytes = counter(PUBLISHED_BYTES, registry)
+        self._series = gauge(SERIES, registry)
+        self._publish_seconds = histogram(PUBLISH_SECONDS, registry, _SECONDS_BUCKETS)
+        self._request_seconds = histogram(REQUEST_SECONDS, registry, _SECONDS_BUCKETS)
+        self._splits = counter(SPLIT, registry)
+        self._retries = counter(RETRIED, registry)
+        self._incomplete = counter(INCOMPLETE, registry)
+        self._in_flight = gauge(IN_FLIGHT, registry)
+        self._active = gauge(ACTIVE, registry)
+        self._errors = counter(ERRORS, registry)
+        self._last_error = gauge(LAST_ERROR, registry)
         self._standing = _Standing(monotonic)
         registry.register(self._standing)
-        _gauge(BUILD, registry).labels(_version(), platform.python_version()).set(1)
-        _gauge(JOB, registry).labels(job).set(1)
-        prometheus_client.ProcessCollector(registry=registry)
+        build_info(BUILD, registry)
+        gauge(JOB, registry).labels(job).set(1)
         # A counter that is not there before its first event has no rate for it.
         for of in SPLITS:
             self._splits.labels(of)
@@ -222,11 +204,7 @@ class Telemetry:
 
     def incomplete(self, metric: str) -> None:
         """Count a range that lacks (a part of) *metric*, because the backend refuses it for good."""
-        with self._lock:
-            if len(self._incomplete_names) < MOST_INCOMPLETE_NAMES:
-                self._incomplete_names.add(metric)
-            name = metric if metric in self._incomplete_names else OTHER
-        self._incomplete.labels(name).inc()
+        self._incomplete.labels(self._incomplete_names.name(metric)).inc()
 
     def failed(self, error: BaseException) -> None:
         """Count an error by its class; its text is for the log."""
@@ -248,20 +226,6 @@ class Telemetry:
         if age_s > within_s:
             return f"nothing was published or confirmed for {age_s:.0f} s; ready means within {within_s:g} s"
         return None
-
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """Return all metrics as text, and its content type.
-
-        Args:
-            accept: the header of who asks; OpenMetrics where it is named there, else Prometheus' text format.
-        """
-        kinds = {kind.partition(";")[0].strip().lower() for kind in accept.split(",")}
-        metrics = _WithoutCreated(self._registry)
-        # Not the library's own choice by Accept: it repeats to the client whatever version that made up.
-        if "application/openmetrics-text" in kinds:
-            text: bytes = openmetrics.generate_latest(metrics)  # type: ignore[no-untyped-call]
-            return text, openmetrics.CONTENT_TYPE_LATEST
-        return prometheus_client.generate_latest(metrics), _PLAIN_TEXT
 
 
 def outcome_of(error: BaseException) -> Outcome:
@@ -295,36 +259,3 @@ class _Standing(Collector):
             if ahead_s is not None:
                 lag.add_metric((), self._monotonic() + ahead_s - position_ms / 1000)
         return position, lag
-
-
-class _WithoutCreated(Collector):
-    """A registry without the ``…_created`` samples that the library adds, which double what a scrape stores."""
-
-    def __init__(self, registry: Collector) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric
-
-
-def _counter(metric: Described, registry: prometheus_client.CollectorRegistry) -> prometheus_client.Counter:
-    return prometheus_client.Counter(metric.name, metric.meaning, metric.labels, registry=registry)
-
-
-def _gauge(metric: Described, registry: prometheus_client.CollectorRegistry) -> prometheus_client.Gauge:
-    return prometheus_client.Gauge(metric.name, metric.meaning, metric.labels, registry=registry)
-
-
-def _histogram(metric: Described, registry: prometheus_client.CollectorRegistry) -> prometheus_client.Histogram:
-    return prometheus_client.Histogram(
-        metric.name, metric.meaning, metric.labels, registry=registry, buckets=_SECONDS_BUCKETS
-    )
-
-
-def _version() -> str:
-    try:
-        return metadata.version("podstream")
-    except metadata.PackageNotFoundError:
-        return "unknown"

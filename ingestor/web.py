@@ -1,4 +1,4 @@
-"""A small web server beside a command's work: its metrics, and whether it lives and is ready."""
+"""Pages beside a command's work: its metrics, and whether it lives and is ready; and a small server for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from ingestor.core.errors import ConfigError
-from ingestor.telemetry import Telemetry
+from ingestor.exposition import Exposed
 
 log = logging.getLogger(__name__)
 
@@ -32,18 +32,24 @@ MOST_CONNECTIONS = 16
 LONGEST_CONNECTION_S = 10.0
 """Prometheus gives a scrape up by default after so long: whoever takes longer is stuck."""
 
+_BACKLOG = 32
 _POLL_S = 0.2
 _JOIN_S = 0.5
 _LONGEST_BODY_BYTES = 1 << 16
 
 _BUSY = b"HTTP/1.0 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\n\r\ntoo many connections\n"
-_TEXT = "text/plain; charset=utf-8"
+TEXT = "text/plain; charset=utf-8"
 _INDEX = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>podstream ingestor</title></head>
-<body><h1>podstream ingestor</h1>
+<html lang="en"><head><meta charset="utf-8"><title>podstream {program}</title></head>
+<body><h1>podstream {program}</h1>
 <ul><li><a href="metrics">metrics</a></li><li><a href="-/ready">ready</a></li>
 <li><a href="-/healthy">healthy</a></li></ul></body></html>
 """
+
+Answer = tuple[HTTPStatus, str, bytes]
+"""Status, content type, body."""
+Pages = Mapping[str, Callable[[str], Answer]]
+"""What each path answers to who sends this Accept header."""
 
 
 def listen_address(text: str) -> tuple[str, int]:
@@ -63,20 +69,84 @@ def listen_address(text: str) -> tuple[str, int]:
     return host[1:-1] if bracketed else host, int(port)
 
 
+def pages(
+    program: str,
+    exposed: Exposed,
+    not_ready: Callable[[], str | None],
+    not_healthy: Callable[[], str | None] = lambda: None,
+) -> Pages:
+    """Return ``/metrics``, ``/-/healthy``, ``/-/ready`` and ``/``.
+
+    Args:
+        program: its name, for people.
+        exposed: whose metrics are served.
+        not_ready: returns None, or in a line why the process is not ready.
+        not_healthy: the same of its health.
+    """
+
+    def state(why_not: Callable[[], str | None], word: str) -> Answer:
+        if reason := why_not():
+            return HTTPStatus.SERVICE_UNAVAILABLE, TEXT, f"{reason}\n".encode()
+        return HTTPStatus.OK, TEXT, f"{word}\n".encode()
+
+    def metrics(accept: str) -> Answer:
+        body, kind = exposed.exposition(accept)
+        return HTTPStatus.OK, kind, body
+
+    index = _INDEX.format(program=program).encode()
+    return {
+        "/": lambda _: (HTTPStatus.OK, "text/html; charset=utf-8", index),
+        "/metrics": metrics,
+        "/-/healthy": lambda _: state(not_healthy, "healthy"),
+        "/-/ready": lambda _: state(not_ready, "ready"),
+    }
+
+
+def listening(address: tuple[str, int]) -> socket.socket:
+    """Return a socket that listens: on no host, on all addresses, of IPv6 and IPv4 where the machine has both.
+
+    Args:
+        address: host and port, as `listen_address` reads them.
+
+    Raises:
+        ConfigError: nothing can listen there.
+    """
+    host, port = address
+    try:
+        if not host:
+            # As in Go's servers.
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 - what no host means
+        family, _, _, _, resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        both = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
+        return socket.create_server(resolved, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
+    except OSError as error:
+        raise _cannot_listen(address, error) from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of who listens, without a slash at its end; of all addresses, that of the loopback."""
+    host, port = listener.getsockname()[:2]
+    if host == "0.0.0.0" or (host == "::" and socket.has_dualstack_ipv6()):  # noqa: S104 - compared, not bound
+        host = "127.0.0.1"
+    elif host == "::":
+        host = "::1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 @contextmanager
 def web_server(
     address: tuple[str, int],
-    telemetry: Telemetry,
+    exposed: Exposed,
     not_ready: Callable[[], str | None],
     *,
     most_connections: int = MOST_CONNECTIONS,
     longest_connection_s: float = LONGEST_CONNECTION_S,
 ) -> Iterator[str]:
-    """Serve ``/metrics``, ``/-/healthy``, ``/-/ready`` and ``/`` in threads, until the block ends.
+    """Serve the poller's `pages` in threads, until the block ends.
 
     Args:
         address: host and port, as `listen_address` reads them.
-        telemetry: whose metrics are served.
+        exposed: whose metrics are served.
         not_ready: returns None, or in a line why the process is not ready; called in the server's threads.
         most_connections: further ones are told 503 at once.
         longest_connection_s: a client that takes longer is cut off.
@@ -87,12 +157,15 @@ def web_server(
     Raises:
         ConfigError: nothing can listen there.
     """
-    server = _listening(address, _Served(telemetry, not_ready, most_connections, longest_connection_s))
+    served = _Served(pages("ingestor", exposed, not_ready), most_connections, longest_connection_s)
+    listener = listening(address)
+    url = url_of(listener)
+    server = _Server(listener, served)
     thread = threading.Thread(target=server.serve_forever, args=(_POLL_S,), name="web", daemon=True)
     thread.start()
     try:
-        log.info("web server listens", extra={"url": server.url})
-        yield server.url
+        log.info("web server listens", extra={"url": url})
+        yield url
     finally:
         server.shutdown()
         thread.join()
@@ -103,8 +176,7 @@ def web_server(
 class _Served:
     """What is served, and to how many for how long."""
 
-    telemetry: Telemetry
-    not_ready: Callable[[], str | None]
+    pages: Pages
     most_connections: int
     longest_connection_s: float
 
@@ -121,35 +193,13 @@ class _Client:
 class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """A thread a connection, so many and for so long; http.server's own bounds neither, and asks the DNS for a name."""
 
-    allow_reuse_address = True
-    request_queue_size = 32
-
-    def __init__(self, host: str, port: int, served: _Served) -> None:
-        # An empty host means all addresses, of IPv6 and IPv4 where the machine has both, as in Go's servers.
-        self._both_families = not host and socket.has_dualstack_ipv6()
-        if host:
-            self.address_family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        else:
-            self.address_family = socket.AF_INET6 if self._both_families else socket.AF_INET
-            address = (host, port)
+    def __init__(self, listener: socket.socket, served: _Served) -> None:
         self.served = served
         # Only the thread of serve_forever touches it, and after its end server_close.
         self._clients: list[_Client] = []
-        super().__init__(address, _Handler)  # type: ignore[arg-type]
-
-    @property
-    def url(self) -> str:
-        host, port = str(self.server_address[0]), self.server_address[1]
-        if host == "0.0.0.0" or self._both_families:  # noqa: S104 - compared, not bound
-            host = "127.0.0.1"
-        elif host == "::":
-            host = "::1"
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-    def server_bind(self) -> None:
-        if self._both_families:
-            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        super().server_bind()
+        super().__init__(listener.getsockname(), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
 
     def verify_request(self, request: Any, *_: Any) -> bool:
         self._clients = [client for client in self._clients if client.thread.is_alive()]
@@ -191,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     server: _Server
     server_version, sys_version = "podstream", ""
-    error_message_format, error_content_type = "%(code)d %(message)s\n", _TEXT
+    error_message_format, error_content_type = "%(code)d %(message)s\n", TEXT
 
     def do_GET(self) -> None:
         known = self._known()
@@ -199,7 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
             return
         try:
-            status, kind, body = known()
+            status, kind, body = known(self.headers.get("Accept", ""))
         except Exception:
             log.exception("a web page failed", extra={"path": self.path})
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
@@ -217,28 +267,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(HTTPStatus.NOT_FOUND)
         else:
             body = f"{HTTPStatus.METHOD_NOT_ALLOWED:d} Method Not Allowed\n".encode()
-            self._reply(HTTPStatus.METHOD_NOT_ALLOWED, {"Content-Type": _TEXT, "Allow": "GET, HEAD"}, body)
+            self._reply(HTTPStatus.METHOD_NOT_ALLOWED, {"Content-Type": TEXT, "Allow": "GET, HEAD"}, body)
 
     do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815
 
-    def _known(self) -> Callable[[], tuple[HTTPStatus, str, bytes]] | None:
-        pages = {
-            "/": lambda: (HTTPStatus.OK, "text/html; charset=utf-8", _INDEX.encode()),
-            "/metrics": self._metrics,
-            "/-/healthy": lambda: (HTTPStatus.OK, _TEXT, b"healthy\n"),
-            "/-/ready": self._ready,
-        }
-        return pages.get(self.path.partition("?")[0])
-
-    def _metrics(self) -> tuple[HTTPStatus, str, bytes]:
-        body, kind = self.server.served.telemetry.exposition(self.headers.get("Accept", ""))
-        return HTTPStatus.OK, kind, body
-
-    def _ready(self) -> tuple[HTTPStatus, str, bytes]:
-        reason = self.server.served.not_ready()
-        if reason is None:
-            return HTTPStatus.OK, _TEXT, b"ready\n"
-        return HTTPStatus.SERVICE_UNAVAILABLE, _TEXT, f"{reason}\n".encode()
+    def _known(self) -> Callable[[str], Answer] | None:
+        return self.server.served.pages.get(self.path.partition("?")[0])
 
     def _reply(self, status: HTTPStatus, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
@@ -252,22 +286,19 @@ class _Handler(BaseHTTPRequestHandler):
         log.debug("web request", extra={"client": self.client_address[0], "what": format % args})
 
 
-def _listening(address: tuple[str, int], served: _Served) -> _Server:
+def _cannot_listen(address: tuple[str, int], error: OSError) -> ConfigError:
     host, port = address
     shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        return _Server(host, port, served)
-    except OSError as error:
-        reasons = {
-            errno.EADDRINUSE: "the port is taken: stop its owner or give another port",
-            errno.EACCES: "the port needs privileges: give one from 1024 on",
-            errno.EADDRNOTAVAIL: "this machine does not have the address: give :PORT for all that it has",
-        }
-        if isinstance(error, socket.gaierror):
-            reason = f"the host is not known ({error.strerror}): give an address of this machine"
-        else:
-            reason = reasons.get(error.errno or 0, f"{error.strerror or error}: give another address")
-        raise ConfigError(f"cannot listen on {_FLAG} {shown}: {reason}") from error
+    reasons = {
+        errno.EADDRINUSE: "the port is taken: stop its owner or give another port",
+        errno.EACCES: "the port needs privileges: give one from 1024 on",
+        errno.EADDRNOTAVAIL: "this machine does not have the address: give :PORT for all that it has",
+    }
+    if isinstance(error, socket.gaierror):
+        reason = f"the host is not known ({error.strerror}): give an address of this machine"
+    else:
+        reason = reasons.get(error.errno or 0, f"{error.strerror or error}: give another address")
+    return ConfigError(f"cannot listen on {_FLAG} {shown}: {reason}")
 
 
 def _cut(client: _Client) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,18 +14,22 @@ from typing import Any, NoReturn, TypeVar
 
 import faust
 from aiokafka.errors import KafkaError as AiokafkaError
+from confluent_kafka.admin import AdminClient
 
 from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.chunk import Marker, RangeChunk
 from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, PublishError
-from ingestor.kafka import Cluster, connect
+from ingestor.kafka import Cluster, client_config, connect, stable_ends
+from ingestor.web import pages
 from stream_app.dead_letters import dead_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written
-from stream_app.faust_transport import App, Transport, credentials, group_metadata
+from stream_app.faust_transport import App, Transport, credentials, group_metadata, reads
 from stream_app.pipeline import Emission, Pipeline, Unreadable
+from stream_app.telemetry import Telemetry
 from stream_app.transactions import Commit, Superseded, Transactions
 from stream_app.view import View
+from stream_app.web import add_pages
 
 log = logging.getLogger(__name__)
 
@@ -43,27 +48,30 @@ _STOP_TIMEOUT_S = 4.0
 _COMMIT_EVERY = 200
 """Commit after so many messages even when they close no window: a restart then replays no more than it must."""
 
+_LOOK_EVERY_S = 5.0
+"""How often the partitions' ends are asked for, with one request."""
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     cluster: Cluster
     view: View
     slot: int | None = None
-    web_host: str = "127.0.0.1"
-    web_port: int | None = None
-    """None: no web server."""
     max_held_values: int = 50_000_000
-    """Samples in memory one by one at most, for median and quantiles; 8 bytes each, and as much again to sort them."""
+    """Samples in memory one by one at most, for median and quantiles."""
     accept_loss: bool = False
     """Go on where chunks, or the view's commit, are gone."""
+    listener: socket.socket | None = None
+    """Where the web server listens; None: there is none."""
 
 
 class Worker:
     """One Faust worker of a view."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, telemetry: Telemetry) -> None:
         self._cluster, self._settings = settings.cluster, settings
         self._view = settings.view
+        self._telemetry = telemetry
         self._transactions = Transactions(
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
@@ -73,7 +81,11 @@ class Worker:
         self._stop = asyncio.Event()
         self._stopping = False
         self._failure: Exception | None = None
+        self._shared_out = asyncio.Event()
         self.app = self._faust_app(settings)
+        standing = telemetry.standing
+        standing.reads = lambda: reads(self.app)
+        add_pages(self.app, pages("worker", telemetry, standing.not_ready, standing.not_healthy))
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT.
@@ -86,8 +98,10 @@ class Worker:
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
         on_ready()
+        looks = asyncio.create_task(self._look_at_ends())
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        looks.cancel()
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
                 raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure
@@ -128,10 +142,7 @@ class Worker:
             store="memory://",
             topic_disable_leader=True,
             topic_allow_declare=False,
-            web_enabled=settings.web_port is not None,
-            web_bind=settings.web_host,
-            web_host=settings.web_host,
-            web_port=settings.web_port or 6066,
+            web_enabled=settings.listener is not None,
             # Without it stopping waits for the stream to run empty, which a live one never does.
             stream_wait_empty=False,
             stream_buffer_maxsize=16,
@@ -143,6 +154,7 @@ class Worker:
             # An idle standby would else leave the group for good.
             broker_max_poll_interval=1e6,
         )
+        app.listener = settings.listener
         app.transport = Transport(app.conf.broker_consumer, app)
         chunks = app.topic(
             self._view.topics.range_chunks,
@@ -169,11 +181,18 @@ class Worker:
             # Rebalances are eager: every partition is delivered again from its commit.
             async with self._lock:
                 self._pipelines.clear()
+                self._telemetry.revoked()
+
+        @app.on_partitions_assigned.connect  # type: ignore[arg-type]
+        async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:
+            self._telemetry.assigned(tp.partition for tp in assigned)
+            self._shared_out.set()
 
         return app
 
     def _fail(self, error: Exception) -> None:
         """End the worker: nothing further is handled, and `run` raises *error*."""
+        self._telemetry.failed(error)
         self._failure, self._stopping = error, True
         self._stop.set()
 
@@ -187,14 +206,18 @@ class Worker:
             pipeline = await asyncio.to_thread(self._restored, message.partition, commit)
             self._pipelines[message.partition] = pipeline
         if message.offset < pipeline.next_offset:
+            self._telemetry.handled(message.partition, message.offset)
             return
-        emissions = await asyncio.to_thread(self._decode_and_feed, pipeline, message)
+        began = self._telemetry.clock()
+        item, emissions = await asyncio.to_thread(self._fed, pipeline, message)
+        self._telemetry.taken_in(message.partition, item, began, pipeline)
         self._check_held()
         if not emissions and pipeline.low - pipeline.committed >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
             if not await self._write(message, pipeline, emission):
                 return
+        self._telemetry.handled(message.partition, message.offset)
 
     def _restored(self, partition: int, commit: Commit) -> Pipeline:
         """Return a partition's pipeline as it was committed.
@@ -221,31 +244,38 @@ class Worker:
 
         return Pipeline(view, max(commit.offset, commit.first), commit.metadata, earlier)
 
-    def _decode_and_feed(self, pipeline: Pipeline, message: faust.types.Message) -> list[Emission]:
+    def _fed(
+        self, pipeline: Pipeline, message: faust.types.Message
+    ) -> tuple[RangeChunk | Marker | Unreadable, list[Emission]]:
+        item = self._decoded(message)
+        return item, pipeline.feed(message.offset, item)
+
+    def _decoded(self, message: faust.types.Message) -> RangeChunk | Marker | Unreadable:
         headers: Any = message.headers
-        item: RangeChunk | Marker | Unreadable
-        where = f"{message.topic} partition {message.partition} offset {message.offset}"
+        topic, partition, offset = message.topic, message.partition, message.offset
         try:
-            item = wire.decode(headers, message.value)
+            return wire.decode(headers, message.value)
         except NewerVersion as error:
-            raise NewerVersion(f"{where}: {error}") from error
+            raise NewerVersion(f"{topic} partition {partition} offset {offset}: {error}") from error
         except MalformedMessage as error:
-            log.error(  # noqa: TRY400 - the line says all; a traceback of the decoder says nothing more
+            self._telemetry.failed(error)
+            # A traceback of the decoder says nothing more.
+            log.error(  # noqa: TRY400
                 "a message cannot be read; it goes to the dead letters, and its windows are marked incomplete",
-                extra={"topic": message.topic, "partition": message.partition, "offset": message.offset}
-                | {"error": str(error)},
+                extra={"topic": topic, "partition": partition, "offset": offset, "error": str(error)},
             )
+            header = wire.header_of(headers)
             letter = dead_letter(
                 self._view.topics.dead_letters,
                 message.value,
                 headers,
-                topic=message.topic,
-                partition=message.partition,
-                offset=message.offset,
+                topic=topic,
+                partition=partition,
+                offset=offset,
                 error=error,
+                reason="headers" if header is None else "value",
             )
-            item = Unreadable(wire.header_of(headers), letter)
-        return pipeline.feed(message.offset, item)
+            return Unreadable(header, letter)
 
     def _check_held(self) -> None:
         """See that memory is enough for the values of open windows.
@@ -265,17 +295,39 @@ class Worker:
         if not emission.outputs and not emission.final and emission.offset - pipeline.committed < _COMMIT_EVERY:
             return True
         membership = group_metadata(self.app, message.generation_id or 0)
+        began = self._telemetry.clock()
         try:
             await _in_thread(self._transactions.write, message.partition, emission, membership)
-        except Superseded:
+        except Superseded as error:
+            self._telemetry.failed(error)
             self._pipelines.pop(message.partition, None)
             return False
         pipeline.committed = emission.offset
+        self._telemetry.committed(emission, began)
         log.info(
             "windows emitted",
             extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
         )
         return True
+
+    async def _look_at_ends(self) -> None:
+        """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""
+        standing, admin = self._telemetry.standing, AdminClient(client_config(self._cluster))
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LOOK_EVERY_S):
+                    await self._shared_out.wait()
+            self._shared_out.clear()
+            assignment, ends = standing.assignment, {}
+            try:
+                if standing.partitions:
+                    ends = await asyncio.to_thread(
+                        stable_ends, admin, self._view.topics.range_chunks, standing.partitions
+                    )
+            except IngestorError as error:
+                # What is known stays; the work itself has its own ways to find out and to tell.
+                self._telemetry.failed(error)
+            standing.looked(assignment, ends)
 
 
 async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answer:
@@ -294,11 +346,11 @@ async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answe
         ) from error
 
 
-async def run_worker(settings: WorkerSettings, on_ready: Callable[[], None]) -> NoReturn:
+async def run_worker(settings: WorkerSettings, telemetry: Telemetry, on_ready: Callable[[], None]) -> NoReturn:
     """Run one worker until it is told to stop, then end the process: 0 when told, else the error's exit code."""
     code = 0
     try:
-        await Worker(settings).run(on_ready)
+        await Worker(settings, telemetry).run(on_ready)
     except IngestorError as error:
         fail(error)
         code = error.exit_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ingestor.access import Access
 from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METHOD = typed("method", parse_method)
-DEFAULT_WEB_PORT = 6066
+DEFAULT_WEB_ADDRESS = "127.0.0.1:6066"
 
 
 @click.group(cls=SpelledGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -148,6 +150,12 @@ format_option = click.option(
 )
 
 
+def _address_or_none(text: str) -> tuple[str, int] | None:
+    from ingestor.web import listen_address  # noqa: PLC0415
+
+    return None if text.strip().lower() == "none" else listen_address(text)
+
+
 @cli.command()
 @view_options
 @click.option(
@@ -170,11 +178,12 @@ format_option = click.option(
     "view's commit (all that the chunks hold is emitted once more).",
 )
 @click.option(
-    "--web-port",
-    type=click.IntRange(0, 65535),
-    default=DEFAULT_WEB_PORT,
+    "--web-listen-address",
+    type=typed("address", _address_or_none),
+    metavar="[HOST]:PORT",
+    default=DEFAULT_WEB_ADDRESS,
     show_default=True,
-    help="Faust's own status pages, on 127.0.0.1; 0: none.",
+    help="Serve /metrics, /-/ready and /-/healthy there, like :6066; none: nowhere.",
 )
 @kafka_options
 @click.option("--partitions", type=click.IntRange(1, 1024), help="Of topics that are made. [default: 8]")
@@ -182,11 +191,14 @@ format_option = click.option(
 def worker(**flags: Any) -> None:
     """Run one Faust worker for good; start as many as there are partitions."""
     from ingestor.kafka import connect, ensure_topics  # noqa: PLC0415
+    from ingestor.web import url_of  # noqa: PLC0415
     from stream_app.app import WorkerSettings, run_worker  # noqa: PLC0415
     from stream_app.preflight import check_view  # noqa: PLC0415
+    from stream_app.standing import Standing  # noqa: PLC0415
+    from stream_app.telemetry import Telemetry  # noqa: PLC0415
 
     view = _view(flags)
-    port = _free_web_port(flags["web_port"])
+    listener = _web_listener(flags["web_listen_address"])
     admin = connect(flags["cluster"])
     ensure_topics(admin, view.topics, flags["partitions"])
     check_view(admin, view)
@@ -194,14 +206,14 @@ def worker(**flags: Any) -> None:
         flags["cluster"],
         view,
         slot=flags["slot"],
-        web_port=port,
+        listener=listener,
         max_held_values=flags["max_held_values"],
         accept_loss=flags["accept_loss"],
     )
     click.echo(f"{view.in_words()}: {view.topics.range_chunks} -> {view.sinks_in_words()}", err=True)
-    asyncio.run(
-        run_worker(settings, lambda: log.info("worker is ready", extra={"group": view.group_id, "web_port": port}))
-    )
+    known = {"group": view.group_id} | ({} if listener is None else {"web": url_of(listener)})
+    telemetry = Telemetry(Standing())
+    asyncio.run(run_worker(settings, telemetry, lambda: log.info("worker is ready", extra=known)))
 
 
 @cli.command()
@@ -350,22 +362,25 @@ def _chunk_size(flags: dict[str, Any]) -> ChunkSize:
     return in_zone
 
 
-def _free_web_port(port: int) -> int | None:
-    """Return the port, or None where it is 0, or where it is the default one and taken."""
-    import socket  # noqa: PLC0415
+def _web_listener(address: tuple[str, int] | None) -> socket.socket | None:
+    """Return what listens at *address*; None where there is none, or where it is nobody's choice and taken.
 
-    if port == 0:
+    Raises:
+        ConfigError: nothing can listen there.
+    """
+    from ingestor.core.errors import ConfigError  # noqa: PLC0415
+    from ingestor.web import listening  # noqa: PLC0415
+
+    if address is None:
         return None
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            if port != DEFAULT_WEB_PORT:
-                raise click.BadParameter(f"port {port} cannot be used: {error}", param_hint="--web-port") from error
-            log.warning("web port is taken: no status pages", extra={"web_port": port})
-            return None
-    return port
+    try:
+        return listening(address)
+    except ConfigError as error:
+        context = click.get_current_context()
+        if context.get_parameter_source("web_listen_address") != ParameterSource.DEFAULT:
+            raise
+        log.warning("no web pages", extra={"error": str(error)})
+        return None
 
 
 def main() -> None:

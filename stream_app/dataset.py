@@ -247,7 +247,7 @@ class _Parts:
         return self._child("poller", ["-m", "ingestor", *arguments], self._settings.poller_secrets, stdout=PIPE)
 
     def _worker(self) -> Child:
-        arguments = ["--slot", "0", "--web-port", "0", *self._kafka, *self._view.arguments()]
+        arguments = ["--slot", "0", "--web-listen-address", "none", *self._kafka, *self._view.arguments()]
         return self._child("worker", ["-m", "stream_app", "worker", *arguments], {})
 
     def _child(self, name: str, arguments: list[str], environment: dict[str, str], stdout: int | None = None) -> Child:

@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from stream_app.pipeline import Output
 
+REASONS = ("headers", "value")
+"""What cannot be read."""
+
 MAX_LETTER_BYTES = 2_000_000
 """What a dead letter may have: a broker takes 1,048,588 B by default, and what says why comes on top."""
 
@@ -22,8 +25,11 @@ def dead_letter(
     partition: int,
     offset: int,
     error: Exception,
+    reason: str = "value",
 ) -> Output:
     """Return the message for the topic *to*: the original's value and headers, and ``dead-letter.…`` headers beside.
+
+    *reason* is one of REASONS.
 
     A value that is larger than a dead letter may be is cut, and ``dead-letter.cut`` says how long it was.
     """
@@ -37,4 +43,4 @@ def dead_letter(
     }
     kept = [(name, content or b"") for name, content in headers or ()]
     why = [(f"dead-letter.{name}", text.encode()) for name, text in told.items()]
-    return Output(to, None, value[:_MOST_VALUE_BYTES], (*kept, *why))
+    return Output(to, None, value[:_MOST_VALUE_BYTES], (*kept, *why), reason)

@@ -7,24 +7,52 @@ versions in pyproject.toml; ``tests/integration/test_worker.py`` fails if an upd
 from __future__ import annotations
 
 import asyncio
+import socket
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import faust
 from faust.transport.drivers import aiokafka as driver
 
 from ingestor.kafka_security import Security
+from stream_app.standing import Read
+from stream_app.web import Web
 
 _FETCH_MAX_BYTES = 16 * 1024 * 1024
 
 
 class _ConsumerThread(driver.AIOKafkaConsumerThread):
+    reads: Mapping[int, Read] = {}
+    """How far each partition was read, as of the last fetch; the app has one topic."""
+    _assignment: Any = None
+
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
         # Faust asks for read_committed only together with its own exactly_once, which is not.
         consumer._isolation_level = "read_committed"  # noqa: SLF001
         consumer._fetch_max_bytes = _FETCH_MAX_BYTES  # noqa: SLF001
         return consumer
+
+    async def _fetch_records(self, consumer: Any, *arguments: Any, **more: Any) -> Any:
+        records = await super()._fetch_records(consumer, *arguments, **more)
+        subscription = consumer._subscription.subscription  # noqa: SLF001
+        assignment = subscription.assignment if subscription is not None else None
+        if assignment is None:
+            self.reads = {}
+            return records
+        before = self.reads if assignment is self._assignment else {}
+        self._assignment, reads = assignment, {}
+        for tp in assignment.tps:
+            read = before.get(tp.partition, Read(None, None, None))
+            first, handed_to = read.first, read.handed_to
+            if messages := records.get(tp):
+                first = messages[0].offset if first is None else first
+                handed_to = messages[-1].offset + 1
+            # Private, because the public one waits where there is none yet.
+            reads[tp.partition] = Read(first, handed_to, assignment.state_value(tp)._position)  # noqa: SLF001
+        self.reads = reads
+        return records
 
 
 class _Consumer(driver.Consumer):
@@ -64,10 +92,23 @@ def credentials(security: Security) -> faust.SASLCredentials | faust.SSLCredenti
 
 
 class App(faust.App):
-    """A Faust app without tables, which would keep a folder for them where it is started."""
+    """A Faust app without tables, which would keep a folder for them where it is started; with our own pages only."""
+
+    listener: socket.socket | None = None
+    """Where the web server listens; set before it starts."""
+
+    def _new_web(self) -> Web:
+        return Web(self, self.listener)
 
     def _create_directories(self) -> None:
         pass
+
+
+def reads(app: faust.App) -> Mapping[int, Read]:
+    """Return how far Faust has read each partition, as of its last fetch."""
+    consumer: Any = app.consumer
+    known: Mapping[int, Read] = consumer._thread.reads  # noqa: SLF001
+    return known
 
 
 def group_metadata(app: faust.App, generation_id: int) -> bytes:

@@ -58,6 +58,8 @@ class Output:
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
+    reason: str = ""
+    """Why it is a dead letter; empty: it is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,6 @@ class Emission:
     """A job ended here: commit even where there are no records."""
     window_ends_ms: Sequence[int] = ()
     """Of the windows that it closes."""
-    letters: int = 0
-    """How many of the outputs are dead letters."""
 
 
 class _Pending(NamedTuple):
@@ -228,7 +228,7 @@ class Pipeline:
         emissions = [] if message.header is None else self._take_in(offset, message.header, message)
         if isinstance(message, Unreadable) and offset >= self._lettered_to:
             self._lettered_to = offset + 1
-            return [self._emission([message.letter], final=True, letters=1)]
+            return [self._emission([message.letter], final=True)]
         return emissions
 
     def _take_in(self, offset: int, header: Header, message: RangeChunk | Marker | Unreadable) -> list[Emission]:
@@ -415,12 +415,10 @@ class Pipeline:
             for before in (known.get(identity),)
         ]
 
-    def _emission(
-        self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = (), letters: int = 0
-    ) -> Emission:
+    def _emission(self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = ()) -> Emission:
         low = self.low
         self._ended = {name: offset for name, offset in self._ended.items() if offset >= low}
-        return Emission(outputs, low, self._metadata(low), final, window_ends_ms, letters)
+        return Emission(outputs, low, self._metadata(low), final, window_ends_ms)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""

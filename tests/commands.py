@@ -55,7 +55,9 @@ def backfill(prometheus: LocalPrometheus, kafka: Broker, prefix: str, *more: str
 def worker(kafka: Broker, view: View, log: Path) -> Child:
     """Return a worker of *view* that holds slot 0; it is not started."""
     where = ["--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)]
-    return Child(stream_app("worker", "--slot", "0", "--web-port", "0", *where, *view_flags(view)), log_path=log)
+    return Child(
+        stream_app("worker", "--slot", "0", "--web-listen-address", "none", *where, *view_flags(view)), log_path=log
+    )
 
 
 def write_files(kafka: Broker, view: View, storage: Path) -> None:

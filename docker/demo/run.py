@@ -297,7 +297,11 @@ def pipeline_commands(url: str, cluster: Cluster, folder: Path) -> list[tuple[st
     since = ["--start", f"{HISTORY_HOURS}h", "--settle", "5s", "--poll-interval", "2s"]
     return [
         ("the ingestor", "ingestor.log", ["ingestor", "run", "--url", url, *kafka, *since]),
-        ("the worker", "worker.log", ["stream_app", "worker", *kafka, *window, "--slot", "0", "--web-port", "0"]),
+        (
+            "the worker",
+            "worker.log",
+            ["stream_app", "worker", *kafka, *window, "--slot", "0", "--web-listen-address", "none"],
+        ),
         ("the file writer", "files.log", ["stream_app", "files", *kafka, "--storage", str(folder), "--format", "csv"]),
     ]
 

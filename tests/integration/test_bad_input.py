@@ -111,7 +111,7 @@ def test_no_broker(prometheus: LocalPrometheus, tmp_path: Path) -> None:
     words = [nowhere[1], "--bootstrap-servers"]
     storage = ["--storage", str(tmp_path / "data")]
     assert_refused(ingestor("backfill", "--url", prometheus.url, *WHEN, *nowhere), *words)
-    assert_refused(stream_app("worker", "--web-port", "0", *nowhere), *words)
+    assert_refused(stream_app("worker", "--web-listen-address", "none", *nowhere), *words)
     assert_refused(stream_app("files", *storage, *nowhere), *words)
 
 

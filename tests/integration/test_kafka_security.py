@@ -205,7 +205,7 @@ def test_a_wrong_password_ends_every_command(secured: Secured, prometheus: Local
     words = [USER, "SCRAM-SHA-256", "--kafka-password-file"]
     for command in (
         ingestor("backfill", "--url", prometheus.url, *WHEN, *where),
-        stream_app("worker", "--web-port", "0", *where),
+        stream_app("worker", "--web-listen-address", "none", *where),
         stream_app("files", "--storage", str(tmp_path / "data"), *where),
         stream_app("dataset", "--url", prometheus.url, *WHEN, "--storage", str(tmp_path / "dataset"), *where),
     ):
@@ -293,7 +293,7 @@ def test_missing_rights_are_named(secured: Secured, prometheus: LocalPrometheus,
     ensure_topics(connect(secured.broker.cluster), Topics("metrics-rights"), 2)
     words = ["not allow", "--kafka-user", "READ"]
     secured.refused(ingestor("backfill", "--url", prometheus.url, *WHEN, *stranger, *prefix), *words)
-    secured.refused(stream_app("worker", "--web-port", "0", *stranger, *prefix), *words)
+    secured.refused(stream_app("worker", "--web-listen-address", "none", *stranger, *prefix), *words)
     secured.refused(stream_app("files", "--storage", str(tmp_path / "data"), *stranger, *prefix), *words)
     allow(
         secured.broker,
@@ -304,7 +304,7 @@ def test_missing_rights_are_named(secured: Secured, prometheus: LocalPrometheus,
     )
     onlooker = cluster_arguments(secured.guest(ONLOOKER).cluster)
     secured.refused(
-        stream_app("worker", "--web-port", "0", *onlooker, *prefix),
+        stream_app("worker", "--web-listen-address", "none", *onlooker, *prefix),
         "READ on the topic metrics-rights.range-chunks",
         "WRITE on the topic metrics-rights.pods",
         "READ on the consumer group metrics-rights.",

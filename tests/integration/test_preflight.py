@@ -29,7 +29,7 @@ from ingestor.positions import read_positions
 
 
 def refused_worker(kafka: LocalKafka, *flags: str) -> str:
-    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--web-port", "0"]
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--web-listen-address", "none"]
     return run(stream_app("worker", *where, *flags), code=2).stderr
 
 

@@ -7,8 +7,10 @@ import click
 import pytest
 
 from ingestor.cli import cli as ingestor
-from ingestor.telemetry import METRICS
+from ingestor.exposition import Described
+from ingestor.telemetry import METRICS as POLLER_METRICS
 from stream_app.cli import cli as stream_app
+from stream_app.telemetry import METRICS as WORKER_METRICS
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -35,13 +37,14 @@ def test_the_readme_names_no_flag_that_does_not_exist():
     assert set(re.findall(r"--[a-z][a-z_-]+", README)) <= known
 
 
-def test_every_metric_is_in_the_readme():
+@pytest.mark.parametrize(("program", "metrics"), [("poller", POLLER_METRICS), ("worker", WORKER_METRICS)])
+def test_every_metric_is_in_the_readme(program: str, metrics: tuple[Described, ...]):
     """Name, type, labels and meaning are those of the code, and the README has no other."""
-    for metric in METRICS:
+    for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        assert f"| `{metric.name}` | {metric.kind} | {labels}".rstrip() in README
-        assert metric.meaning in README
-    assert set(re.findall(r"podstream_poller_\w+", README)) == {metric.name for metric in METRICS}
+        row = f"| `{metric.name}` | {metric.kind} | {labels} | {metric.meaning} |"
+        assert row.replace("|  |", "| |") in README
+    assert set(re.findall(rf"podstream_{program}_\w+", README)) == {metric.name for metric in metrics}
 
 
 def test_the_file_map_is_complete():

@@ -148,10 +148,12 @@ def test_one_fault_is_one_line(tmp_path: Path) -> None:
 
 def test_the_stream_app_tells_all_faults_too(tmp_path: Path) -> None:
     """Both command lines are the same in this."""
-    path = config(tmp_path, "worker: {chunk-size: 1 parsec, method: average, group-by: [pod, planet], web-port: high}")
+    path = config(
+        tmp_path, "worker: {chunk-size: 1 parsec, method: average, group-by: [pod, planet], web-listen-address: high}"
+    )
     told = faults(invoke(stream_app, "--config", path, "worker", "--partitions", "0"))
     assert told[0].startswith("--partitions: 0 is not in the range")
-    for line, key in zip(told[1:], ("chunk-size", "method", "group-by", "web-port"), strict=True):
+    for line, key in zip(told[1:], ("chunk-size", "method", "group-by", "web-listen-address"), strict=True):
         assert line.startswith(f"{path}: worker: {key}: ")
 
 

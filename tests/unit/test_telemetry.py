@@ -11,8 +11,9 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 from ingestor.core.errors import ConfigError, PublishError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange
+from ingestor.exposition import OTHER, Described
 from ingestor.local.prometheus import Binaries
-from ingestor.telemetry import METRICS, MOST_INCOMPLETE_NAMES, OTHER, Described, Telemetry, outcome_of
+from ingestor.telemetry import METRICS, MOST_INCOMPLETE_NAMES, Telemetry, outcome_of
 
 START = 1_795_435_200_000
 RANGE = TimeRange(START, START + 60_000)
