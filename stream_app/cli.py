@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingestor.access import Access
-from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
+from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, say, stop_on_signals
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
@@ -269,6 +269,8 @@ def tail(**flags: Any) -> None:
         follow=not flags["no_follow"],
     )
     stop = stop_on_signals()
+    if sys.stdout.isatty() and settings.follow and start == "latest":
+        say("records as they come from now on; Ctrl-C ends it")
     if not run_tail(settings, stop, _tail_lines(settings, as_json=flags["as_json"]), sys.stdout.buffer) and (
         settings.lines or not settings.follow
     ):

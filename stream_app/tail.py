@@ -11,7 +11,6 @@ import os
 import select
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
@@ -98,8 +97,7 @@ def run_tail(settings: TailSettings, stop: threading.Event, lines: Lines, out: B
     """
     try:
         admin = connect(settings.cluster)
-        of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
-        found, waited = _find(admin, list(of_services), stop, follow=settings.follow)
+        found, waited = _find(admin, list(_of_services(settings)), stop, follow=settings.follow)
         if found is None:
             return False
         wait_for_leaders(admin, found)
@@ -107,9 +105,10 @@ def run_tail(settings: TailSettings, stop: threading.Event, lines: Lines, out: B
         # What was written while nobody had seen the topic has come since we began.
         at = _starts(admin, places, "earliest" if waited else settings.start, settings.wanted.from_ms)
         ends = None if settings.follow else _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        consumer = _consumer(settings)
+        ear = _Ear()
+        consumer = _consumer(settings, ear)
         try:
-            return _Loop(settings, of_services, consumer, at, ends, lines, out).run(stop)
+            return _Loop(settings, admin, found, ear, consumer, at, ends, lines, out).run(stop)
         finally:
             consumer.close()
     except KafkaException as error:
@@ -136,7 +135,9 @@ class _Loop:
     def __init__(
         self,
         settings: TailSettings,
-        of_services: dict[str, bool],
+        admin: AdminClient,
+        topics: dict[str, FoundTopic],
+        ear: _Ear,
         consumer: Consumer,
         at: dict[Place, int],
         ends: dict[Place, int] | None,
@@ -144,8 +145,9 @@ class _Loop:
         out: BinaryIO,
     ) -> None:
         self._filter = RecordFilter(settings.wanted)
-        self._of_services = of_services
-        self._consumer = consumer
+        self._of_services = _of_services(settings)
+        self._admin, self._topics = admin, topics
+        self._ear, self._consumer = ear, consumer
         self._at, self._ends = at, ends
         self._open = {place for place in at if ends is None or at[place] < ends[place]}
         self._left = settings.lines
@@ -160,6 +162,8 @@ class _Loop:
             if _is_closed(self._out):
                 return True
             messages = self._consumer.consume(_BATCH_MESSAGES, _POLL_S)
+            if self._ear.heard_of_missing:
+                self._check_topics()
             if messages:
                 moved_at = time.monotonic()
                 if not _write(self._out, b"".join(self._take(messages))):
@@ -221,11 +225,54 @@ class _Loop:
             self._at[place] = OFFSET_BEGINNING
             self._assign()
         elif is_missing(error):
-            raise PublishError(f"topic {topic} is gone: start again when it is back")
+            self._ear.heard_of_missing = True
         elif isinstance(refused := failure(error, f"{topic or 'Kafka'} cannot be read"), ConfigError) or error.fatal():
             raise refused
         else:
             log.warning("kafka client", extra={"topic": topic, "partition": partition, "error": reason(error)})
+
+    def _check_topics(self) -> None:
+        """Ask whether the topics are those of the beginning: a broker that has just started may not know them yet."""
+        try:
+            now = find_topics(self._admin, list(self._topics))
+        except KafkaException as error:
+            log.warning("topics cannot be looked at", extra={"error": reason(error)})
+            return
+        for name, topic in self._topics.items():
+            if name not in now or now[name].id != topic.id:
+                raise PublishError(f"topic {name} is gone or was made anew: start again")
+        self._ear.heard_of_missing = False
+
+
+class _Ear:
+    """Takes what the library says aside from messages; what it raises comes out of the next read."""
+
+    def __init__(self) -> None:
+        self.heard_of_missing = False
+        self._told_at: float | None = None
+
+    def hear(self, error: KafkaError) -> None:
+        """Take an error.
+
+        Raises:
+            ConfigError: user or password are not accepted any more.
+        """
+        if is_refusal(error):
+            raise ConfigError(
+                f"Kafka does not let us in any more ({reason(error)}): look at --kafka-user and --kafka-password-file"
+            )
+        if is_missing(error):
+            self.heard_of_missing = True
+            return
+        # A broker that is away is told of many times a second.
+        if self._told_at is None or time.monotonic() - self._told_at > _REMIND_S:
+            self._told_at = time.monotonic()
+            log.warning("kafka client", extra={"error": reason(error)})
+
+
+def _of_services(settings: TailSettings) -> dict[str, bool]:
+    """Return the topics that are read, and whether they hold services' records."""
+    return {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
 
 
 def _find(
@@ -274,7 +321,7 @@ def _offsets(admin: AdminClient, places: list[Place], spec: OffsetSpec) -> dict[
     return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
 
 
-def _consumer(settings: TailSettings) -> Consumer:
+def _consumer(settings: TailSettings, ear: _Ear) -> Consumer:
     return assigned_consumer(
         settings.cluster,
         settings.topics.prefix,
@@ -287,27 +334,9 @@ def _consumer(settings: TailSettings) -> Consumer:
             "fetch.queue.backoff.ms": 20,
             # An end is told only with the broker's next answer.
             **({} if settings.follow else {"fetch.wait.max.ms": 10}),
-            "error_cb": _hearing(),
+            "error_cb": ear.hear,
         },
     )
-
-
-def _hearing() -> Callable[[KafkaError], None]:
-    """Return what takes the library's words aside from messages; what it raises comes out of the next read."""
-    last: float | None = None
-
-    def hear(error: KafkaError) -> None:
-        nonlocal last
-        if is_refusal(error):
-            raise ConfigError(
-                f"Kafka does not let us in any more ({reason(error)}): look at --kafka-user and --kafka-password-file"
-            )
-        # A broker that is away is told of many times a second.
-        if last is None or time.monotonic() - last > _REMIND_S:
-            last = time.monotonic()
-            log.warning("kafka client", extra={"error": reason(error)})
-
-    return hear
 
 
 def _write(out: BinaryIO, data: bytes) -> bool:

@@ -25,7 +25,7 @@ _GAP = "  "
 _ELLIPSIS = "…"
 _NUMBER_WIDTH = 13
 """What the longest number needs: ``-1.23457e-100``."""
-_SHORTEST_METRIC = 8
+_SHORTEST_METRIC = 5
 _FLAGS_WIDTH = len("partial")
 
 _Style = Literal["", "header", "flag", "name"]
@@ -144,6 +144,8 @@ class _Layout:
         yield _padded(_shortened(who, self.who_width), self.who_width), "header"
         for metric, width in self.columns:
             yield _GAP + _padded(_shortened(printable(metric), width), width, right=True), "header"
+        if not self.columns:
+            yield f"{_GAP}METRICS (--metric chooses)", "header"
 
     def row(self, record: Record, flags: list[str]) -> Iterator[tuple[str, _Style]]:
         yield _time_text(record.window_start_ms, self.time_format).ljust(self.time_width) + _GAP, ""
@@ -170,16 +172,17 @@ def _pairs(metrics: dict[str, float], room: int) -> Iterator[tuple[str, _Style]]
         left = len(texts) - shown - 1
         # What must still fit behind this pair.
         reserve = len(f"{_GAP}+{left}") if left else 0
-        needs = len(_GAP) + text_width(name) + 1 + len(value)
-        if needs + reserve > room:
-            if shown:
-                yield f"{_GAP}+{left + 1}", "flag"
-                return
-            name = _shortened(name, max(_SHORTEST_METRIC, text_width(name) - (needs + reserve - room)))  # noqa: PLW2901
-            needs = len(_GAP) + text_width(name) + 1 + len(value)
+        over = len(_GAP) + text_width(name) + 1 + len(value) + reserve - room
+        if over > 0 and shown:
+            yield f"{_GAP}+{left + 1}", "flag"
+            return
+        if over > 0:
+            name = _shortened(name, max(_SHORTEST_METRIC, text_width(name) - over))  # noqa: PLW2901
         yield f"{_GAP}{name}=", "name"
         yield value, ""
-        room -= needs
+        room -= len(_GAP) + text_width(name) + 1 + len(value)
+        if room < reserve:
+            return
 
 
 def printable(text: str) -> str:
@@ -247,6 +250,8 @@ def _line(segments: Iterator[tuple[str, _Style]], width: int, *, colour: bool) -
         padded = spaces + text
         bare = padded.rstrip(" ")
         spaces = padded[len(bare) :]
+        if bare and room < 1:
+            break
         cut = text_width(bare) > room
         if cut:
             bare = _fitting(bare, room - 1) + _ELLIPSIS
