@@ -152,15 +152,18 @@ class _Loop:
         self._open = {place for place in at if ends is None or at[place] < ends[place]}
         self._left = settings.lines
         self._lines, self._out = lines, out
+        self._must_assign = True
 
     def run(self, stop: threading.Event) -> bool:
-        self._assign()
         moved_at = time.monotonic()
         while self._open and self._left != 0:
             if stop.is_set():
                 return False
             if _is_closed(self._out):
                 return True
+            if self._must_assign:
+                # Not amid a batch: what is behind in it would come twice.
+                self._assign()
             messages = self._consumer.consume(_BATCH_MESSAGES, _POLL_S)
             if self._ear.heard_of_missing:
                 self._check_topics()
@@ -173,6 +176,7 @@ class _Loop:
         return True
 
     def _assign(self) -> None:
+        self._must_assign = False
         self._consumer.assign(
             [TopicPartition(topic, partition, offset) for (topic, partition), offset in self._at.items()]
         )
@@ -223,7 +227,7 @@ class _Loop:
         elif code in (_NO_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             log.warning("records were deleted before they were read", extra={"topic": topic, "partition": partition})
             self._at[place] = OFFSET_BEGINNING
-            self._assign()
+            self._must_assign = True
         elif is_missing(error):
             self._ear.heard_of_missing = True
         elif isinstance(refused := failure(error, f"{topic or 'Kafka'} cannot be read"), ConfigError) or error.fatal():
@@ -232,7 +236,11 @@ class _Loop:
             log.warning("kafka client", extra={"topic": topic, "partition": partition, "error": reason(error)})
 
     def _check_topics(self) -> None:
-        """Ask whether the topics are those of the beginning: a broker that has just started may not know them yet."""
+        """Ask whether the topics are those of the beginning: what the library heard may be true no more.
+
+        Raises:
+            PublishError: one is not.
+        """
         try:
             now = find_topics(self._admin, list(self._topics))
         except KafkaException as error:
@@ -332,6 +340,8 @@ def _consumer(settings: TailSettings, ear: _Ear) -> Consumer:
             "queued.max.messages.kbytes": 32_768,
             # By default a full queue is looked at again after a second, long after it has been emptied.
             "fetch.queue.backoff.ms": 20,
+            # The topics were seen: one that is missing is not new but gone, which we find out by asking.
+            "topic.metadata.propagation.max.ms": 2_000,
             # An end is told only with the broker's next answer.
             **({} if settings.follow else {"fetch.wait.max.ms": 10}),
             "error_cb": ear.hear,

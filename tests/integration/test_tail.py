@@ -423,24 +423,30 @@ def test_records_that_retention_takes(
     settings: TailSettings, writer: Writer, admin: AdminClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What is there is shown; what goes while it is being read is told."""
-    values = windows(range(6))
-    writer.send(*values)
+    values, others = windows(range(6)), windows(range(500), DB)
+    writer.send(*values, *others)
     partition = partition_of(f"shop/{CART}".encode(), PARTITIONS)
+    elsewhere = partition_of(f"data/{DB}".encode(), PARTITIONS)
+    assert partition != elsewhere
     topic = settings.topics.pods
     for future in admin.delete_records([TopicPartition(topic, partition, 4)]).values():
         future.result()
-    assert tailed(settings) == values[4:]
+    left = sorted([*values[4:], *others])
+    assert sorted(tailed(settings)) == left
     assert not caplog.records
     # As if the first was still there when we began.
     ear, out = tail_module._Ear(), io.BytesIO()
     consumer = tail_module._consumer(settings, ear)
     found = find_topics(admin, [topic])
     lines = JsonLines(all_metrics=True, for_terminal=False)
-    at, ends = {(topic, partition): 0}, {(topic, partition): 6}
+    at, ends = (
+        dict.fromkeys([(topic, partition), (topic, elsewhere)], 0),
+        {(topic, partition): 6, (topic, elsewhere): 500},
+    )
     loop = tail_module._Loop(settings, admin, found, ear, consumer, at, ends, lines, out)
     assert loop.run(threading.Event())
     consumer.close()
-    assert out.getvalue().splitlines() == values[4:]
+    assert sorted(out.getvalue().splitlines()) == left
     assert [record.message for record in caplog.records] == ["records were deleted before they were read"]
 
 
