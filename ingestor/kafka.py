@@ -11,7 +11,15 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError, IngestorError, PublishError
@@ -206,6 +214,33 @@ def _topics(admin: AdminClient) -> dict[str, Any]:
         raise failure(error, "Kafka's topics cannot be listed") from error
 
 
+@dataclass(frozen=True, slots=True)
+class FoundTopic:
+    """A topic that is there."""
+
+    id: str
+    """Another one once the topic was deleted and made anew."""
+    partitions: tuple[int, ...]
+
+
+def find_topics(admin: AdminClient, names: Collection[str]) -> dict[str, FoundTopic]:
+    """Return those of the topics that exist.
+
+    Raises:
+        KafkaException: the broker does not answer, or does not say.
+    """
+    found: dict[str, FoundTopic] = {}
+    for name, future in admin.describe_topics(TopicCollection(list(names)), request_timeout=CONNECT_TIMEOUT_S).items():
+        try:
+            topic = future.result()
+        except KafkaException as error:
+            if not is_missing(error.args[0]):
+                raise
+        else:
+            found[name] = FoundTopic(str(topic.topic_id), tuple(partition.id for partition in topic.partitions))
+    return found
+
+
 def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, retention_ms: int | None = None) -> int:
     """Make the pipeline's topics where missing and return their number of partitions.
 
@@ -313,6 +348,17 @@ def consumer_to_end(cluster: Cluster, name: str) -> Consumer:
 def is_end(error: KafkaError) -> bool:
     """Tell whether what came is no error but the end of a partition."""
     return error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - the library has no public name for it
+
+
+def is_missing(error: KafkaError) -> bool:
+    """Tell whether a topic or a partition is not there, or not any more."""
+    return error.code() in (
+        # The library has no public names for the first two.
+        KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
+        KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
+        KafkaError.UNKNOWN_TOPIC_OR_PART,
+        KafkaError.UNKNOWN_TOPIC_ID,
+    )
 
 
 def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Message]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
+import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +20,7 @@ import click
 from click.core import ParameterSource
 
 from ingestor.access import Access
-from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, stop_on_signals
+from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, say, stop_on_signals
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,
@@ -37,6 +41,8 @@ from stream_app.methods import COUNTERS, GROUP_BY, METHODS, OVER_TIME, method_na
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for Faust, numba and pyarrow.
     from ingestor.core.durations import ChunkSize
+    from stream_app.tail import TailSettings
+    from stream_app.tail_display import Lines
     from stream_app.view import View
 
 log = logging.getLogger(__name__)
@@ -138,6 +144,27 @@ group_by_option = click.option(
     help="A record a pod or a record a service; repeat it for both.",
 )
 
+
+def chosen_view_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add which view's records are taken, where several views write."""
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several."
+        ),
+        timezone_option,
+        click.option("--method", type=METHOD, help="Take records of this method only, where there are several."),
+        click.option(
+            "--over-time", type=click.Choice(OVER_TIME), default="pooled", help="With --method: as the worker has it."
+        ),
+        click.option(
+            "--counters", type=click.Choice(COUNTERS), default="raw", help="With --method: as the worker has it."
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 storage_option = click.option(
     "--storage",
     type=click.Path(file_okay=False, path_type=Path),
@@ -220,13 +247,7 @@ def worker(**flags: Any) -> None:
 @storage_option
 @format_option
 @group_by_option
-@click.option("--chunk-size", type=CHUNK_SIZE, help="Take records of this chunk size only, where there are several.")
-@timezone_option
-@click.option("--method", type=METHOD, help="Take records of this method only, where there are several.")
-@click.option(
-    "--over-time", type=click.Choice(OVER_TIME), default="pooled", help="With --method: as the worker has it."
-)
-@click.option("--counters", type=click.Choice(COUNTERS), default="raw", help="With --method: as the worker has it.")
+@chosen_view_options
 @click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
 @click.option(
     "--idle",
@@ -245,13 +266,14 @@ def files(**flags: Any) -> None:
 
     from stream_app.files import FilesProgress, FilesSettings, run_files  # noqa: PLC0415
 
+    chunk_size, method = _chosen_view(flags)
     settings = FilesSettings(
         cluster=flags["cluster"],
         topics=flags["topics"],
         storage=flags["storage"],
         group_by=flags["group_by"],
-        chunk_size=str(_chunk_size(flags)) if flags["chunk_size"] else None,
-        method=flags["method"] and method_name(flags["method"], flags["over_time"], flags["counters"]),
+        chunk_size=chunk_size,
+        method=method,
         until_idle=flags["until_idle"],
         idle_s=flags["idle_ms"] / 1000,
     )
@@ -268,6 +290,90 @@ def files(**flags: Any) -> None:
     click.echo(f"{settings.storage}: {total.rows:,} rows written, {total.files:,} files", err=True)
     if settings.until_idle and stop.is_set():
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _from(text: str) -> Any:
+    from stream_app.tail import start_of  # noqa: PLC0415
+
+    return start_of(text, time.time_ns() // 1_000_000)
+
+
+@cli.command()
+@group_by_option
+@click.option(
+    "--namespace", "namespaces", multiple=True, metavar="GLOB", help="Only of these, like prod-*; repeatable."
+)
+@click.option("--service", "services", multiple=True, metavar="GLOB", help="Only of these; repeatable.")
+@click.option("--pod", "pods", multiple=True, metavar="GLOB", help="Only of these, like cart-*; repeatable.")
+@click.option("--metric", "metrics", multiple=True, metavar="GLOB", help="Show these metrics only; repeatable.")
+@chosen_view_options
+@click.option(
+    "--from",
+    "start",
+    type=typed("earliest|latest|time", _from),
+    default="latest",
+    show_default=True,
+    help="Begin with what Kafka still has, with what comes from now on, or with windows that start at this time: "
+    "RFC 3339, Unix seconds, or a duration ago like 10m.",
+)
+@click.option("-n", "--lines", type=click.IntRange(min=1), help="Exit after so many records. [default: never]")
+@click.option("--no-follow", is_flag=True, help="Exit at what is the end now.")
+@kafka_options
+@json_option
+@logging_option
+def tail(**flags: Any) -> None:
+    """Show records as they come, for good: what the sink topics carry.
+
+    A table on a terminal; elsewhere a line a record with tabs between time, pod, chunk size, method,
+    flags (or -) and each metric=value.
+    """
+    from stream_app.tail import TailSettings, run_tail  # noqa: PLC0415
+    from stream_app.tail_filter import Wanted  # noqa: PLC0415
+
+    group_by = tuple(name for name in GROUP_BY if name in flags["group_by"])
+    if flags["pods"] and group_by == ("service",):
+        raise click.BadParameter("records of services have no pod: give --service", param_hint="--pod")
+    chunk_size, method = _chosen_view(flags)
+    start, from_ms = flags["start"]
+    names = {field: flags[field] for field in ("namespaces", "services", "pods", "metrics")}
+    settings = TailSettings(
+        cluster=flags["cluster"],
+        topics=flags["topics"],
+        group_by=group_by,
+        wanted=Wanted(**names, chunk_size=chunk_size, method=method, from_ms=from_ms),
+        start=start,
+        lines=flags["lines"],
+        follow=not flags["no_follow"],
+    )
+    stop = stop_on_signals()
+    if sys.stdout.isatty() and settings.follow and start == "latest":
+        say("records as they come from now on; Ctrl-C ends it")
+    if not run_tail(settings, stop, _tail_lines(settings, as_json=flags["as_json"]), sys.stdout.buffer) and (
+        settings.lines or not settings.follow
+    ):
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _tail_lines(settings: TailSettings, *, as_json: bool) -> Lines:
+    from stream_app.tail_display import JsonLines, PlainLines, TableLines  # noqa: PLC0415
+
+    is_terminal = sys.stdout.isatty()
+    if as_json:
+        return JsonLines(all_metrics=not settings.wanted.metrics, for_terminal=is_terminal)
+    if not is_terminal:
+        return PlainLines(mixed=len(settings.group_by) > 1)
+    return TableLines(
+        lambda: shutil.get_terminal_size().columns,
+        colour=not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb",
+        chosen=bool(settings.wanted.metrics),
+        groupings=settings.group_by,
+    )
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON Schema of a record."""
+    click.echo((resources.files("stream_app") / "record.schema.json").read_bytes(), nl=False)
 
 
 @cli.command()
@@ -308,6 +414,12 @@ def dataset(**flags: Any) -> None:
     if not run_dataset(settings, stop, presence(as_json=as_json)):
         click.echo("stopped: the same command goes on from here", err=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _chosen_view(flags: dict[str, Any]) -> tuple[str | None, str | None]:
+    """Return chunk size and method as records spell them; None: any."""
+    method = flags["method"] and method_name(flags["method"], flags["over_time"], flags["counters"])
+    return str(_chunk_size(flags)) if flags["chunk_size"] else None, method
 
 
 def _poller_arguments(flags: dict[str, Any]) -> list[str]:

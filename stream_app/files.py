@@ -20,7 +20,6 @@ from confluent_kafka import (
     IsolationLevel,
     KafkaError,
     KafkaException,
-    TopicCollection,
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
@@ -28,7 +27,18 @@ from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-d
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, assigned_consumer, connect, failure, is_end, is_refusal, reason, wait_for_leaders
+from ingestor.kafka import (
+    Cluster,
+    assigned_consumer,
+    connect,
+    failure,
+    find_topics,
+    is_end,
+    is_missing,
+    is_refusal,
+    reason,
+    wait_for_leaders,
+)
 from stream_app.records import Record, decode_record
 from stream_app.sinks.base import Offsets, View
 from stream_app.sinks.checkpoint import Identity, Storage
@@ -47,14 +57,7 @@ _REMIND_S = 30.0
 _LATEST_MS = 253_402_300_799_999
 """The end of the year 9999: nothing later has an ISO 8601 timestamp."""
 
-# The library names none of these publicly.
-_NO_RESET = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001
-_GONE = (
-    KafkaError._UNKNOWN_TOPIC,  # noqa: SLF001
-    KafkaError._UNKNOWN_PARTITION,  # noqa: SLF001
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.UNKNOWN_TOPIC_ID,
-)
+_NO_RESET = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the library has no public name for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +260,7 @@ class _Loop:
             return bool(moved)
         if code in (_NO_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
             raise self._deleted(topic, partition, f"what follows offset {self._offsets[topic].get(partition, 0)}")
-        if code in _GONE:
+        if is_missing(error):
             raise SinkError(f"topic {topic} is gone: start again with another --storage when it is back")
         if isinstance(refused := failure(error, f"{topic or 'Kafka'} cannot be read"), ConfigError):
             raise refused
@@ -393,21 +396,10 @@ def _wait_for_topics(
     """Return ids and partitions of topics, once all of them exist, or None when stopped before."""
     remind_at = time.monotonic()
     while not stop.is_set():
-        missing = []
-        ids: dict[str, str] = {}
-        partitions: dict[str, list[int]] = {}
-        for name, future in admin.describe_topics(TopicCollection(names), request_timeout=_REQUEST_S).items():
-            try:
-                topic = future.result()
-            except KafkaException as error:
-                if error.args[0].code() not in _GONE:
-                    raise
-                missing.append(name)
-            else:
-                ids[name] = str(topic.topic_id)
-                partitions[name] = [p.id for p in topic.partitions]
+        found = find_topics(admin, names)
+        missing = [name for name in names if name not in found]
         if not missing:
-            return ids, partitions
+            return {name: found[name].id for name in names}, {name: list(found[name].partitions) for name in names}
         if time.monotonic() >= remind_at:
             log.warning("waiting for topics: a worker makes them", extra={"topics": missing})
             remind_at = time.monotonic() + _REMIND_S

@@ -59,10 +59,10 @@ def record_key(namespace: str, pod: str | None, service: str) -> bytes:
 
 
 def decode_record(value: bytes | None) -> Record:
-    """Read one record.
+    """Read one record; fields that are not known are ignored, for later releases may have more.
 
     Raises:
-        MalformedMessage: not JSON, a field is missing or of another type, or a newer version.
+        MalformedMessage: not JSON, a field is missing or of another type, or another version.
     """
     try:
         fields: dict[str, Any] = orjson.loads(value or b"")
@@ -87,10 +87,16 @@ def decode_record(value: bytes | None) -> Record:
             partial=fields["partial"],
             samples=fields["samples"],
             metrics=_numbers(fields["metrics"]),
-            incomplete=tuple(map(str, fields.get("incomplete", ()))),
+            incomplete=_texts("incomplete", fields.get("incomplete", [])),
         )
     except (orjson.JSONDecodeError, KeyError, TypeError) as error:
         raise MalformedMessage(f"not a record: {error!r}") from error
+
+
+def _texts(name: str, values: Any) -> tuple[str, ...]:
+    if type(values) is not list or not set(map(type, values)) <= {str}:
+        raise MalformedMessage(f"a record's {name} is {values!r}, not a list of texts")
+    return tuple(values)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

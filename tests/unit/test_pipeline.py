@@ -9,6 +9,7 @@ from builders import messages
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import same, windows
+from valid_records import decode_record
 
 from ingestor.core import wire
 from ingestor.core.durations import ChunkSize
@@ -16,7 +17,6 @@ from ingestor.core.errors import ConfigError
 from ingestor.core.time_range import TimeRange
 from stream_app import pipeline as pipeline_module
 from stream_app.pipeline import Pipeline
-from stream_app.records import decode_record
 from stream_app.view import View
 
 T0 = 1_795_435_200_000
