@@ -416,12 +416,12 @@ def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> 
         ConfigError: we may not know.
     """
     latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    futures = admin.list_offsets(
-        {TopicPartition(topic, partition): latest for partition in partitions},
-        isolation_level=IsolationLevel.READ_COMMITTED,
-        request_timeout=CONNECT_TIMEOUT_S,
-    )
     try:
+        futures = admin.list_offsets(
+            {TopicPartition(topic, partition): latest for partition in partitions},
+            isolation_level=IsolationLevel.READ_COMMITTED,
+            request_timeout=CONNECT_TIMEOUT_S,
+        )
         return {at.partition: int(future.result().offset) for at, future in futures.items()}
     except KafkaException as error:
         raise failure(error, f"the ends of {topic} cannot be read") from error

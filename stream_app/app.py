@@ -82,6 +82,7 @@ class Worker:
         self._stopping = False
         self._failure: Exception | None = None
         self._shared_out = asyncio.Event()
+        self._is_watched = settings.listener is not None
         self.app = self._faust_app(settings)
         standing = telemetry.standing
         standing.reads = lambda: reads(self.app)
@@ -98,10 +99,11 @@ class Worker:
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
         on_ready()
-        looks = asyncio.create_task(self._look_at_ends())
+        looks = asyncio.create_task(self._look_at_ends()) if self._is_watched else None
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        looks.cancel()
+        if looks is not None:
+            looks.cancel()
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
                 raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure

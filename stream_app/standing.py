@@ -29,8 +29,6 @@ class Read:
 
 @dataclass(slots=True)
 class _Partition:
-    handled_to: int | None = None
-    """Behind the last message that was handled; what was read before that needs no other proof."""
     end: int | None = None
     """Behind the last committed message, as of the last look."""
     must_reach: int | None = None
@@ -51,6 +49,7 @@ class Standing:
         """Asked for how far the consumer has read each partition."""
         self._stuck_after_s, self._monotonic = stuck_after_s, monotonic
         self._partitions: dict[int, _Partition] | None = None
+        self._handled_to: dict[int, int] = {}
         self._assignment = 0
         self._went_on_at = monotonic()
 
@@ -73,6 +72,7 @@ class Standing:
     def revoked(self) -> None:
         """Note that the group shares its partitions out anew: all of them are read again from their commits."""
         self._partitions = None
+        self._handled_to = {}
         self._assignment += 1
         self.went_on()
 
@@ -88,9 +88,8 @@ class Standing:
         self.not_healthy()
 
     def handled(self, partition: int, offset: int) -> None:
-        """Note that the message at *offset* was handled."""
-        if self._partitions is not None and partition in self._partitions:
-            self._partitions[partition].handled_to = offset + 1
+        """Note that the message at *offset* was handled; it may be told before the assignment is."""
+        self._handled_to[partition] = offset + 1
         self.went_on()
 
     def went_on(self) -> None:
@@ -106,15 +105,17 @@ class Standing:
             if partition.end is not None and (at := read_to[number]) is not None
         }
 
-    def replay_left(self) -> int:
-        """Return how many offsets are left to the ends as they were when the partitions were assigned."""
+    def replay_left(self) -> int | None:
+        """Return how many offsets are left to the ends as they were at the assignment; None: not known yet."""
         self._note_caught_up()
-        read_to = self._read_to()
-        return sum(
-            max(partition.must_reach - at, 0)
-            for number, partition in (self._partitions or {}).items()
-            if not partition.caught_up and partition.must_reach is not None and (at := read_to[number]) is not None
-        )
+        read_to, left = self._read_to(), 0
+        for number, partition in (self._partitions or {}).items():
+            if not partition.caught_up:
+                at = read_to[number]
+                if partition.must_reach is None or at is None:
+                    return None
+                left += partition.must_reach - at
+        return None if self._partitions is None else left
 
     def not_ready(self) -> str | None:
         """Return in a line why the worker is not ready; None where it has read all that was there at assignment."""
@@ -154,16 +155,16 @@ class Standing:
         if not self._partitions:
             return {}
         reads = self.reads()
-        return {number: _read_to(at, reads.get(number)) for number, at in self._partitions.items()}
+        return {number: _read_to(self._handled_to.get(number), reads.get(number)) for number in self._partitions}
 
 
-def _read_to(partition: _Partition, read: Read | None) -> int | None:
+def _read_to(handled_to: int | None, read: Read | None) -> int | None:
     if read is None:
-        return partition.handled_to
+        return handled_to
     if read.handed_to is None:
         return read.position
-    if partition.handled_to is None:
+    if handled_to is None:
         return read.first
-    if partition.handled_to < read.handed_to or read.position is None:
-        return partition.handled_to
-    return max(partition.handled_to, read.position)
+    if handled_to < read.handed_to or read.position is None:
+        return handled_to
+    return max(handled_to, read.position)

@@ -238,7 +238,8 @@ class _Holdings(Collector):
         yield _by_partition(POSITION, {partition: ms / 1000 for partition, ms in self._newest_ms.items()})
 
 
-def _family(metric: Described, value: float) -> GaugeMetricFamily:
+def _family(metric: Described, value: float | None) -> GaugeMetricFamily:
+    # Without a sample while unknown: zero would say that all is read.
     return GaugeMetricFamily(metric.name, metric.meaning, value)
 
 

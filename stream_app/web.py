@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from http import HTTPStatus
 from typing import Any, ClassVar
 
 import faust
@@ -12,6 +14,8 @@ from faust.web.drivers import aiohttp as driver
 from faust.web.views import View
 
 from ingestor.web import Answer, Pages
+
+log = logging.getLogger(__name__)
 
 
 class Web(driver.Web):
@@ -27,6 +31,8 @@ class Web(driver.Web):
         super().__init__(app)
         self._listener = listener
         self.web_app.on_response_prepare.append(_sign)
+        # It logs a traceback for whoever sends what is no HTTP; our pages log their own failures.
+        logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
     def _new_transport_tcp(self) -> SockSite:
         if self._listener is None:
@@ -39,7 +45,11 @@ def add_pages(app: faust.App, pages: Pages) -> None:
     for path, page in pages.items():
 
         async def get(_: View, request: base.Request, page: Any = page) -> Response:
-            answer: Answer = page(request.headers.get("Accept", ""))
+            try:
+                answer: Answer = page(request.headers.get("Accept", ""))
+            except Exception:
+                log.exception("a web page failed", extra={"path": request.rel_url.path})
+                return Response(status=HTTPStatus.INTERNAL_SERVER_ERROR, text="500 Internal Server Error\n")
             status, kind, body = answer
             return Response(status=status, headers={"Content-Type": kind}, body=body)
 

@@ -106,14 +106,28 @@ def test_ready_stays_until_the_partitions_are_shared_out_anew(standing: Standing
     before = standing.assignment
     standing.revoked()
     assert "not shared out" in (standing.not_ready() or "")
-    standing.handled(0, 4)
+    assert standing.replay_left() is None
     standing.assigned([0, 1])
     standing.looked(before, {0: 5})
     assert standing.lag() == {}
     assert standing.not_ready() is not None
-    standing.looked(standing.assignment, {0: 5, 1: 0})
+    standing.looked(standing.assignment, {0: 5, 1: 3})
     # The consumer's last word is still of the time before: it hides nothing.
-    assert standing.not_ready() == "replaying: 5 messages left in 2 of 2 partitions"
+    assert standing.lag() == {0: 5}
+    assert standing.replay_left() is None
+    consumer.reads = {0: Read(2, 5, 5), 1: Read(0, 2, 2)}
+    assert standing.not_ready() == "replaying: 6 messages left in 2 of 2 partitions"
+
+
+def test_a_message_may_be_handled_before_the_assignment_is_told(standing: Standing, consumer: Consumer) -> None:
+    """It is not forgotten: nothing may come after it."""
+    standing.revoked()
+    consumer.reads = {0: Read(4, 5, 6)}
+    standing.handled(0, 4)
+    standing.assigned([0])
+    standing.looked(standing.assignment, {0: 6})
+    assert standing.not_ready() is None
+    assert standing.lag() == {0: 0}
 
 
 @pytest.mark.parametrize("read", [Read(0, 5, 5), Read(None, None, 0), NOTHING_YET])
