@@ -83,7 +83,7 @@ class Emission:
     final: bool
     """A job ended here: commit even where there are no records."""
     window_ends_ms: Sequence[int] = ()
-    """Of the windows that it closes."""
+    """Of the windows that it closes; a recheck closes none."""
 
 
 class _Pending(NamedTuple):
@@ -337,7 +337,9 @@ class Pipeline:
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
                 self._ended[name] = self._next_offset - 1
-            ends_ms = _window_ends_ms(cells_of_all, start_ms, end_ms, self._view.chunk_size)
+            # A recheck comes late on purpose: it closes nothing.
+            mine = [] if job.is_recheck else cells_of_all
+            ends_ms = _window_ends_ms(mine, start_ms, end_ms, self._view.chunk_size)
             emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
         return emissions
 
