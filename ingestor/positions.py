@@ -61,7 +61,7 @@ class Position:
     def moved(
         self, time_range: TimeRange, samples: int, chunks: list[int], incomplete: tuple[Refused, ...] = ()
     ) -> Position:
-        """Return the position behind *time_range*, of which each partition got so many chunks.
+        """Return the position behind *time_range*, of which each partition got so many chunks, lookbacks among them.
 
         A marker follows them, and behind the last range's marker that of the job's end.
         """

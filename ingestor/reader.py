@@ -166,17 +166,15 @@ class RangeReader:
         with self._lock:
             catalogue.place(self._placing.place(catalogue.unplaced(), seen))
             self._note_without_pod(catalogue)
-            packed = self._packed(time_range, whole.series, whole, catalogue)
+            packed = self._packed(time_range, whole, catalogue)
             if earlier is not None:
-                last_samples = only_lasts(before.series, catalogue)
-                packed = replace(packed, lookback=self._packed(earlier, last_samples, before, catalogue))
+                before.series = only_lasts(before.series, catalogue)
+                packed = replace(packed, lookback=self._packed(earlier, before, catalogue))
         return replace(packed, incomplete=tuple(refused))
 
-    def _packed(
-        self, time_range: TimeRange, series: list[FetchedSeries], fetched: _Fetched, catalogue: Catalogue
-    ) -> PackedRange:
+    def _packed(self, time_range: TimeRange, fetched: _Fetched, catalogue: Catalogue) -> PackedRange:
         source = "+".join(sorted(fetched.ways)) or self._source.name
-        return pack(time_range, source, series, catalogue, self._partitions)
+        return pack(time_range, source, fetched.series, catalogue, self._partitions)
 
     def _current_catalogue(self) -> Catalogue:
         # A server that has just started knows no types before its first scrapes.
