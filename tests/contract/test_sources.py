@@ -433,9 +433,11 @@ def test_a_stale_marker_of_victoria_metrics_is_no_sample(start: Start[str]) -> N
     query = HttpQuerySource(start(after_its_targets_death, VICTORIA_METRICS))
     part = last_hour(query)
     (raw,) = query_raw(query.url, "scrapes[1h]", part.end_ms)
-    assert [value for _, value in raw["values"] if not value.isdecimal()] == ["NaN"]
+    # A scrape that a busy machine has missed leaves one too.
+    markers = [value for _, value in raw["values"] if not value.isdecimal()]
+    assert set(markers) == {"NaN"} == {raw["values"][-1][1]}
     block = query.fetch(Selector.parse("scrapes"), "scrapes", part)
-    assert block.samples == len(raw["values"]) - 1 > 150
+    assert block.samples == len(raw["values"]) - len(markers) > 150
     assert not np.isnan(block.values).any()
     # Unlike Prometheus it stores external labels with the series, so there is nothing to take off.
     assert EXTERNAL_LABELS.items() <= json.loads(block.label_sets[0]).items()
