@@ -35,6 +35,7 @@ from ingestor.options import (
     start_option,
     typed,
 )
+from ingestor.settings import Pairs
 from ingestor.urls import split_prometheus_url, without_credentials
 from stream_app.methods import COUNTERS, GROUP_BY, METHODS, OVER_TIME, method_name, parse_method
 
@@ -62,16 +63,27 @@ def cli() -> None:
     """
 
 
-def _metric_method(text: str) -> tuple[str, str]:
-    """Read ``REGEX=METHOD``; the regular expression may have an equals sign of its own."""
-    pattern, equals, method = text.rpartition("=")
-    if not (equals and pattern):
-        raise ValueError(f"{text!r} is not REGEX=METHOD, like '.*_total=sum'")
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
-    return pattern, parse_method(method)
+class _MetricMethod(Pairs):
+    """``REGEX=METHOD``; the regular expression may have an equals sign of its own."""
+
+    name = "regex=method"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        pattern, _, method = str(value).rpartition("=")
+        if not pattern:
+            self.fail(f"{value!r} is not REGEX=METHOD, like '.*_total=sum'", param, ctx)
+        try:
+            re.compile(pattern)
+            return pattern, parse_method(method)
+        except re.error as error:
+            self.fail(f"{pattern!r} is not a regular expression: {error}", param, ctx)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+    def from_pair(self, key: str, value: str) -> str:
+        return f"{key}={value}"
 
 
 def _timezone(text: str) -> str:
@@ -109,7 +121,7 @@ def view_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--metric-method",
             "metric_methods",
-            type=typed("regex=method", _metric_method),
+            type=_MetricMethod(),
             multiple=True,
             help="A method of their own for metrics whose whole name matches; repeatable, the first match counts.",
         ),
