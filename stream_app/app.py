@@ -18,9 +18,9 @@ from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.errors import IngestorError, MalformedMessage, PublishError
 from ingestor.kafka import Cluster, connect
-from stream_app.faust_transport import App, Transport, credentials, group_metadata
+from stream_app.faust_transport import App, Transport, credentials, group_metadata, member_id
 from stream_app.pipeline import Emission, Pipeline, View
-from stream_app.transactions import Superseded, Transactions
+from stream_app.transactions import Superseded, Transactions, instance_id
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Worker:
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._pipelines: dict[int, Pipeline] = {}
+        self._member_id = ""
         # One producer has one transaction at a time, so one message is handled at a time.
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -82,6 +83,7 @@ class Worker:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
+                await _in_thread(self._transactions.refuse_other_holder, self._member_id)
                 raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure
             raise failure
         if not self._stop.is_set():
@@ -132,6 +134,8 @@ class Worker:
             table_standby_replicas=0,
             broker_heartbeat_interval=1.0,
             broker_session_timeout=10.0,
+            # A static member: started again within the session time-out, it goes on where it was, without a rebalance.
+            consumer_group_instance_id=instance_id(settings.slot),
             # An idle standby would else leave the group for good.
             broker_max_poll_interval=1e6,
         )
@@ -161,6 +165,19 @@ class Worker:
             # Rebalances are eager: every partition is delivered again from its commit.
             async with self._lock:
                 self._pipelines.clear()
+            if self._member_id and not member_id(app) and not self._stopping:
+                # Put out of the group: this worker stood still, or its slot has another holder. If it
+                # joined again, it would put that one out in turn, and so on for as long as nothing is written.
+                try:
+                    await _in_thread(self._transactions.refuse_other_holder, self._member_id)
+                except IngestorError as error:
+                    self._fail(error)
+                    # It joins when this returns.
+                    await asyncio.Event().wait()
+
+        @app.on_partitions_assigned.connect
+        async def remember(*_: object, **__: object) -> None:
+            self._member_id = member_id(app)
 
         return app
 

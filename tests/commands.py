@@ -51,10 +51,11 @@ def backfill(prometheus: LocalPrometheus, kafka: Broker, prefix: str, *more: str
     )  # fmt: skip
 
 
-def worker(kafka: Broker, view: View, log: Path) -> Child:
-    """Return a worker of *view* that holds slot 0; it is not started."""
+def worker(kafka: Broker, view: View, log: Path, slot: int | None = 0) -> Child:
+    """Return a worker of *view* that holds a slot, or none; it is not started."""
     where = ["--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)]
-    return Child(stream_app("worker", "--slot", "0", "--web-port", "0", *where, *view_flags(view)), log_path=log)
+    flags = [] if slot is None else ["--slot", str(slot)]
+    return Child(stream_app("worker", *flags, "--web-port", "0", *where, *view_flags(view)), log_path=log)
 
 
 def write_files(kafka: Broker, view: View, storage: Path) -> None:
