@@ -79,10 +79,10 @@ def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: f
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
 
 
-def wait_for_line(child: Child, text: str) -> None:
-    """Wait until a running child has logged *text*."""
+def wait_for_line(child: Child, text: str, times: int = 1) -> None:
+    """Wait until a running child has logged *text*, in all its lives together so many times."""
     deadline = time.monotonic() + 30
-    while text not in child.log_path.read_text():
+    while child.log_path.read_text().count(text) < times:
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import oracle
 import pandas as pd
 
-from ingestor.kafka import Cluster, read_to_end
+from ingestor.kafka import DEFAULT_PARTITIONS, Cluster, read_to_end
 from stream_app.records import Record, decode_record
 
 Key = tuple[str, str, int]
@@ -37,13 +38,24 @@ class Compared:
         return f"{self.expected:,} expected, {self.found:,} found: {shown}"
 
 
-def read(cluster: Cluster, topic: str, partitions: int) -> list[Record]:
+def read(cluster: Cluster, topic: str, partitions: int = DEFAULT_PARTITIONS) -> list[Record]:
     """Return all committed records of a sink topic."""
     return [decode_record(message.value()) for p in range(partitions) for message in read_to_end(cluster, topic, p)]
 
 
 def key(record: Record) -> Key:
     return record.namespace, record.service if record.pod is None else record.pod, record.window_start_ms
+
+
+def contents(records: Iterable[Record]) -> Counter[tuple[Any, ...]]:
+    """Count what records say, apart from which job said it."""
+    return Counter(
+        (
+            *(r.namespace, r.pod, r.service, r.window_start_ms, r.window_end_ms, r.chunk_size, r.method),
+            *(r.partial, r.samples, r.incomplete, repr(sorted(r.metrics.items()))),
+        )
+        for r in records
+    )
 
 
 def compare(records: Sequence[Record], samples: pd.DataFrame, chunk_size: str, method: str, group_by: str) -> Compared:
