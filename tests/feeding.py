@@ -69,7 +69,7 @@ class Feed:
     def run(self, stop: threading.Event) -> None:
         """Publish range after range at a steady pace, until all are out or *stop* is set; the job ends with the last.
 
-        What is aborted has another range's samples: whoever takes it in has wrong windows.
+        What is aborted has another range's samples: a worker that reads it ends, for the chunk is malformed.
         """
         due_s = time.monotonic()
         for number, messages in enumerate(self._transactions):
