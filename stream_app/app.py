@@ -24,10 +24,10 @@ from ingestor.kafka import Cluster, client_config, connect, stable_ends
 from ingestor.web import pages
 from stream_app.dead_letters import dead_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written
-from stream_app.faust_transport import App, Transport, credentials, group_metadata, reads
+from stream_app.faust_transport import App, Transport, credentials, group_metadata, member_id, reads
 from stream_app.pipeline import Emission, Pipeline, Unreadable
 from stream_app.telemetry import Telemetry
-from stream_app.transactions import Commit, Superseded, Transactions
+from stream_app.transactions import Commit, Superseded, Transactions, instance_id
 from stream_app.view import View
 from stream_app.web import add_pages
 
@@ -76,6 +76,7 @@ class Worker:
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._pipelines: dict[int, Pipeline] = {}
+        self._member_id = ""
         # One producer has one transaction at a time, so one message is handled at a time.
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
@@ -106,6 +107,7 @@ class Worker:
             looks.cancel()
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
+                await _in_thread(self._transactions.refuse_other_holder, self._member_id)
                 raise PublishError(f"Faust has lost Kafka ({failure}): start the worker again") from failure
             raise failure
         if not self._stop.is_set():
@@ -153,6 +155,8 @@ class Worker:
             table_standby_replicas=0,
             broker_heartbeat_interval=1.0,
             broker_session_timeout=10.0,
+            # A static member: started again within the session time-out, it goes on where it was, without a rebalance.
+            consumer_group_instance_id=instance_id(settings.slot),
             # An idle standby would else leave the group for good.
             broker_max_poll_interval=1e6,
         )
@@ -184,9 +188,19 @@ class Worker:
             async with self._lock:
                 self._pipelines.clear()
                 self._telemetry.revoked()
+            if self._member_id and not member_id(app) and not self._stopping:
+                # Put out of the group: this worker stood still, or its slot has another holder. If it
+                # joined again, it would put that one out in turn, and so on for as long as nothing is written.
+                try:
+                    await _in_thread(self._transactions.refuse_other_holder, self._member_id)
+                except IngestorError as error:
+                    self._fail(error)
+                    # It joins when this returns.
+                    await asyncio.Event().wait()
 
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]
         async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:
+            self._member_id = member_id(app)
             self._telemetry.assigned(tp.partition for tp in assigned)
             self._shared_out.set()
 

@@ -114,10 +114,15 @@ def reads(app: faust.App) -> Mapping[int, Read]:
 def group_metadata(app: faust.App, generation_id: int) -> bytes:
     """Return this worker's membership as confluent-kafka's ``send_offsets_to_transaction`` wants it.
 
-    With it the broker refuses the commit of a worker that lost its partitions.
-    Source: the serialised form of librdkafka's ``rd_kafka_consumer_group_metadata_write``.
+    With it the broker refuses the commit of a worker that lost its partitions, or its slot.
+    Source: what librdkafka's own ``consumer_group_metadata()`` gives, of members with and without an instance id.
     """
+    group, instance = app.conf.id.encode(), app.conf.consumer_group_instance_id
+    static = b"\1" if not instance else b"\0" + instance.encode() + b"\0"
+    return b"CGMDv2:" + struct.pack("<i", generation_id) + group + b"\0" + member_id(app).encode() + b"\0" + static
+
+
+def member_id(app: faust.App) -> str:
+    """Return the name that the group gave this worker; empty before it joins, and where the group has put it out."""
     consumer: Any = app.consumer
-    coordinator = consumer._thread._consumer._coordinator  # noqa: SLF001
-    group, member = app.conf.id.encode(), str(coordinator.member_id).encode()
-    return b"CGMDv2:" + struct.pack("<i", generation_id) + group + b"\0" + member + b"\0\1"
+    return str(consumer._thread._consumer._coordinator.member_id)  # noqa: SLF001

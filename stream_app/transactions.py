@@ -7,7 +7,8 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.kafka import Cluster, client_config, failure, is_settling
@@ -18,8 +19,16 @@ _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
 """An emission is cut to take about a second; after a crash without --slot, readers wait for this long."""
 
+_LOOK_S = 3.0
+
 _STALE_MEMBER = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
-_REPLACED = {"_FENCED", "INVALID_PRODUCER_EPOCH", "PRODUCER_FENCED", "INVALID_PRODUCER_ID_MAPPING"}
+_REPLACED = {
+    "_FENCED",
+    "INVALID_PRODUCER_EPOCH",
+    "PRODUCER_FENCED",
+    "INVALID_PRODUCER_ID_MAPPING",
+    "FENCED_INSTANCE_ID",
+}
 
 
 class Superseded(Exception):
@@ -37,6 +46,11 @@ class Commit:
     """The oldest message that retention has left."""
 
 
+def instance_id(slot: int | None) -> str | None:
+    """Return what names a slot within its group; None for a worker without one."""
+    return None if slot is None else f"slot-{slot}"
+
+
 class Transactions:
     """One worker's writing side. Calls block: keep them off the event loop.
 
@@ -50,14 +64,14 @@ class Transactions:
     """
 
     def __init__(self, cluster: Cluster, input_topic: str, group_id: str, slot: int | None) -> None:
+        self._cluster = cluster
         self._input_topic = input_topic
         self._group_id = group_id
         self._slot = slot
-        suffix = uuid.uuid4().hex if slot is None else f"slot-{slot}"
         self._producer = Producer(
             {
                 **client_config(cluster),
-                "transactional.id": f"{group_id}.{suffix}",
+                "transactional.id": f"{group_id}.{instance_id(slot) or uuid.uuid4().hex}",
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
                 "linger.ms": 5,
                 "compression.type": "lz4",
@@ -122,22 +136,48 @@ class Transactions:
         except (KafkaException, BufferError) as error:
             self._give_up(error)
 
+    def refuse_other_holder(self, member_id: str) -> None:
+        """Look whether another worker has the slot; where the group's coordinator does not tell, do nothing.
+
+        Args:
+            member_id: what the group last called this worker.
+
+        Raises:
+            Fenced: another worker has it.
+        """
+        if (mine := instance_id(self._slot)) is None:
+            return
+        admin = AdminClient(client_config(self._cluster))
+        groups = admin.describe_consumer_groups([self._group_id], request_timeout=_LOOK_S)
+        try:
+            members = groups[self._group_id].result().members
+        except KafkaException:
+            return
+        if any(other.group_instance_id == mine and other.member_id != member_id for other in members):
+            raise self._fenced()
+
     def _give_up(self, error: KafkaException | BufferError) -> None:
         cause = error.args[0] if isinstance(error, KafkaException) else None
-        name = cause.name() if cause is not None else ""
-        if name in _REPLACED:
-            slot = "no slot" if self._slot is None else f"slot {self._slot}"
-            raise Fenced(
-                f"this worker ({slot}) was replaced, or stood still for more than {_TRANSACTION_TIMEOUT_MS // 1000} s: "
-                "start it again, and give each worker of a view its own --slot"
-            ) from error
-        if cause is not None and cause.txn_requires_abort():
+        if cause is None:
+            raise PublishError(f"records were not committed: {error}") from error
+        if cause.txn_requires_abort():
             try:
                 self._producer.abort_transaction(_TIMEOUT_S)
             except KafkaException as abort_error:
+                self._refuse_replaced(abort_error.args[0], error)
                 raise failure(abort_error, "a transaction cannot be ended") from error
-            if name in _STALE_MEMBER:
+            if cause.name() in _STALE_MEMBER:
                 raise Superseded from error
-        if cause is not None:
-            raise failure(cause, "records were not committed") from error
-        raise PublishError(f"records were not committed: {error}") from error
+        self._refuse_replaced(cause, error)
+        raise failure(cause, "records were not committed") from error
+
+    def _refuse_replaced(self, cause: KafkaError, error: Exception) -> None:
+        if cause.name() in _REPLACED:
+            raise self._fenced() from error
+
+    def _fenced(self) -> Fenced:
+        slot = "no slot" if self._slot is None else f"slot {self._slot}"
+        return Fenced(
+            f"this worker ({slot}) was replaced, or stood still for more than {_TRANSACTION_TIMEOUT_MS // 1000} s: "
+            "start it again, and give each worker of a view its own --slot"
+        )

@@ -52,12 +52,12 @@ def backfill(prometheus: LocalPrometheus, kafka: Broker, prefix: str, *more: str
     )  # fmt: skip
 
 
-def worker(kafka: Broker, view: View, log: Path) -> Child:
-    """Return a worker of *view* that holds slot 0; it is not started."""
+def worker(kafka: Broker, view: View, log: Path, slot: int | None = 0) -> Child:
+    """Return a worker of *view* that holds a slot, or none; it is not started."""
     where = ["--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)]
-    return Child(
-        stream_app("worker", "--slot", "0", "--web-listen-address", "none", *where, *view_flags(view)), log_path=log
-    )
+    flags = [] if slot is None else ["--slot", str(slot)]
+    command = stream_app("worker", *flags, "--web-listen-address", "none", *where, *view_flags(view))
+    return Child(command, log_path=log)
 
 
 def write_files(kafka: Broker, view: View, storage: Path) -> None:
@@ -81,10 +81,10 @@ def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: f
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
 
 
-def wait_for_line(child: Child, text: str) -> None:
-    """Wait until a running child has logged *text*."""
+def wait_for_line(child: Child, text: str, times: int = 1) -> None:
+    """Wait until a running child has logged *text*, in all its lives together so many times."""
     deadline = time.monotonic() + 30
-    while text not in child.log_path.read_text():
+    while child.log_path.read_text().count(text) < times:
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.1)

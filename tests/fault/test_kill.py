@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import time
 from pathlib import Path
 
+import click
 import files
 import pandas as pd
-from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+import records
+from commands import backfill, run, view_of, wait_for_line, wait_until_windowed, worker, write_files
 
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child
@@ -79,6 +83,34 @@ def test_killed_poller_and_worker_give_the_same_files(
     write_files(kafka, view, tmp_path / "killed")
     assert contents(tmp_path / "killed") == expected
     files.assert_equal_to_oracle(files.read(tmp_path / "killed", pods=True), samples, "1m", "mean", "pod")
+
+
+def test_ten_random_kills_give_the_same_records(kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path) -> None:
+    """Poller and worker are killed five times each, in any order: the same records as of a run without faults."""
+    undisturbed(kafka, prometheus, tmp_path)
+    seed = int(os.environ.get("KILLS_SEED") or random.randrange(10**6))
+    click.echo(f"\nKILLS_SEED={seed}")
+    generator = random.Random(seed)
+    view = view_of(f"kills-{seed}", "1m", "mean")
+    command = backfill(prometheus, kafka, view.topics.prefix, *SMALL_RANGES)
+    poll_and_kill(command, 1, tmp_path / "poller.log")
+    ready = 0
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        for who in generator.sample(["poller", "worker"], 9, counts=[4, 5]):
+            if who == "poller":
+                poll_and_kill(command, generator.randint(1, 3), tmp_path / "poller.log")
+            else:
+                ready += 1
+                wait_for_line(child, "worker is ready", ready)
+                time.sleep(generator.uniform(0, 2))
+                child.kill()
+                child.start()
+        run(command)
+        wait_until_windowed(kafka, view, child)
+    expected, found = (records.read(kafka.cluster, topic) for topic in ("calm.pods", view.topics.pods))
+    click.echo(f"  {len(expected):,} records without faults, {len(found):,} with ten kills")
+    assert len(expected) > 500
+    assert records.contents(found) == records.contents(expected)
 
 
 def test_killed_files_are_whole_after_the_next_run(

@@ -1,0 +1,192 @@
+"""One minute of faults on three workers of four partitions: every record is there once, and right."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import builders
+import click
+import feeding
+import pandas as pd
+import records
+from commands import view_of, wait_until_windowed, worker
+
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from stream_app.pipeline import View
+
+LASTS_S = 60.0
+FREEZE_S = 12.0
+"""Longer than the group's session time-out (10 s)."""
+
+RANGE_MS, EVERY_S = 20_000, 0.1
+LENGTH_MS = round(LASTS_S / EVERY_S) * RANGE_MS
+ABORTED_SHARE = 0.13
+BACK_AFTER_S = 0.5
+"""How long a supervisor takes to start a worker again."""
+
+STEADY = ("0", "1", "2")
+JOINERS = ("3", "none")
+"""A fourth worker with a slot and a fifth without: more workers than partitions."""
+
+
+class Fault(NamedTuple):
+    """What happens to which worker."""
+
+    at_s: float
+    what: str
+    who: str
+
+
+def faults(seed: int) -> list[Fault]:
+    """Return kills, ends and freezes of the three, and two that join and leave again, one of them killed."""
+    generator = random.Random(seed)
+    kinds = generator.sample(["kill", "end", "freeze"], 12, counts=[5, 4, 3])
+    each_s = (LASTS_S - 4) / len(kinds)
+    found = [
+        Fault(4 + (number + generator.random()) * each_s, what, generator.choice(STEADY))
+        for number, what in enumerate(kinds)
+    ]
+    for who, leaves in zip(JOINERS, generator.sample(["leave", "vanish"], 2), strict=True):
+        joins_s = generator.uniform(4, LASTS_S / 2)
+        found += [Fault(joins_s, "join", who), Fault(generator.uniform(joins_s + 8, LASTS_S), leaves, who)]
+    return sorted(found)
+
+
+@dataclass
+class Supervised:
+    """A worker that is started again when it ends, for as long as it is wanted."""
+
+    child: Child
+    wanted: bool = False
+    back_s: float | None = None
+    """When to start it again."""
+    frozen_until_s: float | None = None
+    ends: Counter[int | None] = field(default_factory=Counter)
+
+    def look_after(self) -> None:
+        """Start it or let it go on, where that is due."""
+        now_s = time.monotonic()
+        if self.frozen_until_s is not None:
+            if now_s >= self.frozen_until_s:
+                os.kill(self.child.pid, signal.SIGCONT)
+                self.frozen_until_s = None
+        elif not self.wanted:
+            return
+        elif self.back_s is None and (code := self.child.poll()) is not None:
+            self.ends[code] += 1
+            self.back_s = now_s + BACK_AFTER_S
+        elif self.back_s is not None and now_s >= self.back_s:
+            self.child.start()
+            self.back_s = None
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.frozen_until_s = None
+
+    def end(self) -> None:
+        """SIGTERM; who is frozen hears it later."""
+        if self.child.poll() is None:
+            os.kill(self.child.pid, signal.SIGTERM)
+
+    def freeze(self) -> None:
+        if self.child.poll() is None and self.frozen_until_s is None:
+            os.kill(self.child.pid, signal.SIGSTOP)
+            self.frozen_until_s = time.monotonic() + FREEZE_S
+
+    def join(self) -> None:
+        self.wanted = True
+        self.child.start()
+
+    def leave(self) -> None:
+        self.wanted = False
+        self.end()
+
+    def vanish(self) -> None:
+        self.wanted = False
+        self.kill()
+
+
+def test_every_record_is_there_once(kafka: LocalKafka, tmp_path: Path) -> None:
+    """Through kill -9, SIGTERM, freezes, joins and ends: no record is missing, doubled, wrong or too many."""
+    seed = int(os.environ.get("WORKER_CHAOS_SEED") or random.randrange(10**6))
+    planned = faults(seed)
+    click.echo(f"\nWORKER_CHAOS_SEED={seed}")
+    click.echo("  " + ", ".join(f"{fault.at_s:.1f} {fault.what} {fault.who}" for fault in planned))
+    view = view_of(f"chaos-{seed}", "1m", "mean", "pod", "service")
+    held = feeding.samples(LENGTH_MS, seed)
+    ranges = feeding.ranges(LENGTH_MS, RANGE_MS)
+    feed = feeding.Feed(kafka.cluster, view.topics, held, ranges, EVERY_S, ABORTED_SHARE, seed)
+    stop = threading.Event()
+    workers = {
+        name: Supervised(worker(kafka, view, tmp_path / f"worker-{name}.log", int(name) if name != "none" else None))
+        for name in (*STEADY, *JOINERS)
+    }
+    with ThreadPoolExecutor(1, "feed") as pool:
+        try:
+            for name in STEADY:
+                workers[name].join()
+            fed = pool.submit(feed.run, stop)
+            disturb(workers, planned)
+            while not fed.done():
+                look_after(workers)
+            fed.result()
+            wait_for_the_end(kafka, view, workers)
+        finally:
+            stop.set()
+            for one in workers.values():
+                one.kill()
+    ends = {name: dict(one.ends) for name, one in workers.items() if one.ends}
+    click.echo(f"  {feed.published} ranges, {feed.aborted} aborted first; workers ended with {ends}")
+    assert feed.published == len(ranges)
+    assert feed.aborted > 0.05 * len(ranges)
+    assert_right(kafka, view, held)
+
+
+def disturb(workers: dict[str, Supervised], planned: list[Fault]) -> None:
+    """Let time pass, with the faults in it; who ends is started again."""
+    began_s = time.monotonic()
+    for fault in planned:
+        while time.monotonic() < began_s + fault.at_s:
+            look_after(workers)
+        act: Callable[[], None] = getattr(workers[fault.who], fault.what)
+        act()
+
+
+def look_after(workers: dict[str, Supervised]) -> None:
+    time.sleep(0.05)
+    for one in workers.values():
+        one.look_after()
+
+
+def wait_for_the_end(kafka: LocalKafka, view: View, workers: dict[str, Supervised]) -> None:
+    """Wait until all that was fed is windowed; frozen workers go on, ended ones are started meanwhile."""
+    with ThreadPoolExecutor(1, "wait") as pool:
+        done = pool.submit(wait_until_windowed, kafka, view)
+        while not done.done():
+            look_after(workers)
+        try:
+            done.result()
+        except TimeoutError as error:
+            raise TimeoutError("\n".join(one.child.log_tail(8) for one in workers.values())) from error
+
+
+def assert_right(kafka: LocalKafka, view: View, held: pd.DataFrame) -> None:
+    """Compare all committed records of pods and services with the oracle."""
+    for group_by in view.group_by:
+        found = records.read(kafka.cluster, view.topics.sink(group_by), builders.PARTITIONS)
+        compared = records.compare(found, held, str(view.chunk_size), view.method, group_by)
+        click.echo(f"  {group_by}s: {compared}")
+        assert compared.is_right, compared
+        assert not any(record.partial or record.incomplete for record in found)
+        assert sum(record.samples for record in found) == len(held)

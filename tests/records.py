@@ -1,0 +1,76 @@
+"""What stands on a sink topic under read_committed, compared with the oracle."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import oracle
+import pandas as pd
+
+from ingestor.kafka import DEFAULT_PARTITIONS, Cluster, read_to_end
+from stream_app.records import Record, decode_record
+
+Key = tuple[str, str, int]
+"""Namespace, pod or service, window start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What is not as it must be, by key."""
+
+    expected: int
+    found: int
+    missing: list[Key] = field(default_factory=list)
+    doubled: list[Key] = field(default_factory=list)
+    wrong: list[Key] = field(default_factory=list)
+    extra: list[Key] = field(default_factory=list)
+
+    @property
+    def is_right(self) -> bool:
+        return not (self.missing or self.doubled or self.wrong or self.extra)
+
+    def __str__(self) -> str:
+        faults = {name: getattr(self, name) for name in ("missing", "doubled", "wrong", "extra")}
+        shown = ", ".join(f"{name} {len(keys)} {keys[:2] or ''}".strip() for name, keys in faults.items())
+        return f"{self.expected:,} expected, {self.found:,} found: {shown}"
+
+
+def read(cluster: Cluster, topic: str, partitions: int = DEFAULT_PARTITIONS) -> list[Record]:
+    """Return all committed records of a sink topic."""
+    return [decode_record(message.value()) for p in range(partitions) for message in read_to_end(cluster, topic, p)]
+
+
+def key(record: Record) -> Key:
+    return record.namespace, record.service if record.pod is None else record.pod, record.window_start_ms
+
+
+def contents(records: Iterable[Record]) -> Counter[tuple[Any, ...]]:
+    """Count what records say, apart from which job said it."""
+    return Counter(
+        (
+            *(r.namespace, r.pod, r.service, r.window_start_ms, r.window_end_ms, r.chunk_size, r.method),
+            *(r.partial, r.samples, r.incomplete, repr(sorted(r.metrics.items()))),
+        )
+        for r in records
+    )
+
+
+def compare(records: Sequence[Record], samples: pd.DataFrame, chunk_size: str, method: str, group_by: str) -> Compared:
+    """Compare records with what the oracle makes of the samples."""
+    expected = oracle.windows(samples, chunk_size, method, group_by)
+    counts = Counter(map(key, records))
+    return Compared(
+        len(expected),
+        len(records),
+        missing=sorted(expected.keys() - counts.keys()),
+        doubled=sorted(name for name, count in counts.items() if count > 1),
+        wrong=sorted({key(r) for r in records if key(r) in expected and not _same(r.metrics, expected[key(r)])}),
+        extra=sorted(counts.keys() - expected.keys()),
+    )
+
+
+def _same(metrics: dict[str, float], expected: dict[str, float]) -> bool:
+    return metrics.keys() == expected.keys() and all(oracle.same(metrics[m], value) for m, value in expected.items())
