@@ -50,8 +50,9 @@ from ingestor.core.time_range import TimeRange, iso
 from ingestor.sources.base import STALE_MARKER_BITS, SeriesBlock, canonical_labels, tidy
 from ingestor.splitting import Splits
 from ingestor.workloads import service_of
-from stream_app.pipeline import Pipeline, View
+from stream_app.pipeline import Pipeline
 from stream_app.records import Record, decode_record
+from stream_app.view import View
 
 PARTITIONS = 3
 LOOKBACK_MS = 300_000

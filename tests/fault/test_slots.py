@@ -26,7 +26,7 @@ from ingestor.local.processes import Child
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
 from ingestor.publisher import Publisher
-from stream_app.pipeline import View
+from stream_app.view import View
 
 LENGTH_MS, RANGE_MS, EVERY_S = 6 * 3_600_000, 60_000, 0.3
 SESSION_TIMEOUT_S = 10.0

@@ -23,7 +23,7 @@ from commands import view_of, wait_until_windowed, worker
 
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child
-from stream_app.pipeline import View
+from stream_app.view import View
 
 LASTS_S = 60.0
 FREEZE_S = 12.0

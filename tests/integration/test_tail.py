@@ -32,11 +32,12 @@ from ingestor.kafka import find_topics
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import LocalPrometheus
 from stream_app import tail as tail_module
-from stream_app.pipeline import Pipeline, View
+from stream_app.pipeline import Pipeline
 from stream_app.records import decode_record, record_key
 from stream_app.tail import TailSettings, run_tail, start_of
 from stream_app.tail_display import JsonLines
 from stream_app.tail_filter import Wanted
+from stream_app.view import View
 
 NOON_MS = 1_732_449_600_000
 """In the past of any clock: records are written after their window."""

@@ -20,7 +20,9 @@ from ingestor.kafka import connect, ensure_topics
 from ingestor.local.kafka import LocalKafka
 from stream_app.app import Worker, WorkerSettings
 from stream_app.faust_transport import Transport, group_metadata
-from stream_app.pipeline import View
+from stream_app.standing import Standing
+from stream_app.telemetry import Telemetry
+from stream_app.view import View
 
 
 @pytest.mark.parametrize("slot", [None, 3])
@@ -29,7 +31,7 @@ def test_membership_is_written_as_librdkafka_does(kafka: LocalKafka, slot: int |
     view = view_of(f"membership-{slot}", "1m", "mean", "pod", "service")
     ensure_topics(connect(kafka.cluster), view.topics, 2)
     name, generation, written = membership(kafka, view, {} if slot is None else {"group.instance.id": f"slot-{slot}"})
-    app: Any = Worker(WorkerSettings(kafka.cluster, view, slot)).app
+    app: Any = Worker(WorkerSettings(kafka.cluster, view, slot), Telemetry(Standing())).app
     coordinator = SimpleNamespace(member_id=name)
     app.consumer = SimpleNamespace(_thread=SimpleNamespace(_consumer=SimpleNamespace(_coordinator=coordinator)))
     assert generation > 0
@@ -54,7 +56,7 @@ def membership(kafka: LocalKafka, view: View, instance: dict[str, str]) -> tuple
 def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka) -> None:
     """A name that an update moves would be set, or overridden, without any effect and without an error."""
     view = view_of("insides", "1m", "mean")
-    worker: Any = Worker(WorkerSettings(kafka.cluster, view, 3)).app
+    worker: Any = Worker(WorkerSettings(kafka.cluster, view, 3), Telemetry(Standing())).app
     assert isinstance(worker.transport, Transport)
     # Set on aiokafka's consumer before it starts, and read by it when it starts.
     assert {"_isolation_level", "_fetch_max_bytes"} <= assigned_in(AIOKafkaConsumer.__init__)

@@ -29,9 +29,9 @@ from ingestor.local.processes import Child, free_port
 from ingestor.local.prometheus import Binaries, LocalPrometheus
 from ingestor.web import listening, url_of
 from stream_app.app import Worker, WorkerSettings
-from stream_app.pipeline import View
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
+from stream_app.view import View
 
 RANGE_MS = 600_000
 RANGES = [TimeRange(start, start + RANGE_MS) for start in range(history.START_MS, history.END_MS - RANGE_MS, RANGE_MS)]

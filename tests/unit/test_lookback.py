@@ -39,7 +39,7 @@ from ingestor.packing import PackedRange
 from ingestor.presets import PRESETS
 from ingestor.reader import RangeReader, Selection
 from ingestor.telemetry import Telemetry
-from stream_app.pipeline import View
+from stream_app.view import View
 
 BEFORE = TimeRange(START - LOOKBACK_MS, START)
 

@@ -17,9 +17,10 @@ from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import PublishError
 from ingestor.core.time_range import TimeRange
 from ingestor.local.prometheus import Binaries
-from stream_app.pipeline import Emission, Output, Pipeline, View
+from stream_app.pipeline import Emission, Output, Pipeline
 from stream_app.standing import Read, Standing
 from stream_app.telemetry import DELAY_BUCKETS, METRICS, Telemetry
+from stream_app.view import View
 
 START = history.START_MS
 RANGES = [TimeRange(START + i * 600_000, START + (i + 1) * 600_000) for i in range(3)]
