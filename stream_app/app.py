@@ -304,7 +304,7 @@ class Worker:
             raise ConfigError(
                 f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
                 f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
-                "more workers, or allow more where there is memory (about 20 bytes each)"
+                "more workers, or allow more where there is memory (up to 30 bytes each)"
             )
 
     async def _write(self, message: faust.types.Message, pipeline: Pipeline, emission: Emission) -> bool:

@@ -208,7 +208,7 @@ def _address_or_none(text: str) -> tuple[str, int] | None:
     type=click.IntRange(1),
     default=50_000_000,
     show_default=True,
-    help="Samples that median and quantiles may hold in memory, about 20 bytes each; beyond it the worker ends.",
+    help="Samples that median and quantiles may hold in memory, up to 30 bytes each; beyond it the worker ends.",
 )
 @click.option(
     "--accept-loss",
