@@ -59,16 +59,17 @@ def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka)
     worker: Any = Worker(WorkerSettings(kafka.cluster, view, 3), Telemetry(Standing())).app
     assert isinstance(worker.transport, Transport)
     # Set on aiokafka's consumer before it starts, and read by it when it starts.
-    assert {"_isolation_level", "_fetch_max_bytes"} <= assigned_in(AIOKafkaConsumer.__init__)
+    settings = {"isolation_level", "fetch_max_bytes", "fetch_max_wait_ms"}
+    assert {f"_{name}" for name in settings} <= assigned_in(AIOKafkaConsumer.__init__)
     starts = inspect.getsource(AIOKafkaConsumer.start)
-    assert "isolation_level=self._isolation_level" in starts
-    assert "fetch_max_bytes=self._fetch_max_bytes" in starts
-    assert {"isolation_level", "fetch_max_bytes"} <= inspect.signature(Fetcher.__init__).parameters.keys()
+    assert all(f"{name}=self._{name}" in starts for name in settings)
+    assert settings <= inspect.signature(Fetcher.__init__).parameters.keys()
     # Overridden, and called by Faust.
     for owner, name in [
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
         (driver.Consumer, "_new_consumer_thread"),
         (driver.Consumer, "_wait_next_records"),
+        (driver.Consumer, "_get_active_partitions"),
     ]:
         assert callable(getattr(owner, name))
     assert "self._create_worker_consumer(" in inspect.getsource(driver.AIOKafkaConsumerThread._create_consumer)
