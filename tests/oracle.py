@@ -86,8 +86,9 @@ def _of_series(column: pd.DataFrame, over_time: str, size: ChunkSize, from_ms: i
                 "increase": lambda found=found: _increase(found),
                 "rate": lambda found=found, s=(end_ms - start_ms) / 1000: _increase(found) / s,
             }[over_time]()
-            rows.append((window, stamps[inside[-1]], value))
-    return pd.DataFrame(rows, columns=["window", "timestamp", "value"]).sort_values("timestamp", kind="stable")
+            rows.append((window, stamps[inside[-1]], series["fingerprint"].iloc[0], value))
+    found = pd.DataFrame(rows, columns=["window", "timestamp", "fingerprint", "value"])
+    return found.sort_values(["timestamp", "fingerprint"], kind="stable")
 
 
 def _increase(values: Sequence[float]) -> float:
@@ -100,7 +101,16 @@ def _increase(values: Sequence[float]) -> float:
 def _aggregate(method: str, values: list[float]) -> float:
     if method in AGGREGATES:
         return float(AGGREGATES[method](values))
-    return float(np.quantile(values, float(method.removeprefix("p")) / 100))
+    return _quantile(values, float(method.removeprefix("p")) / 100)
+
+
+def _quantile(values: Sequence[float], quantile: float) -> float:
+    if np.isfinite(values).all() or np.isnan(values).any():
+        return float(np.quantile(values, quantile))
+    # Half way from a number to infinity numpy has NaN; Prometheus has infinity.
+    rank = quantile * (len(values) - 1)
+    below, above, weight = sorted(values)[math.floor(rank)], sorted(values)[math.ceil(rank)], rank % 1
+    return below if weight == 0 else below * (1 - weight) + above * weight
 
 
 def _sum(values: Sequence[float]) -> float:
