@@ -437,14 +437,15 @@ def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -
 def stddev_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     """Return each run's population standard deviation."""
     counts = np.diff(starts)
-    _, *sums = moment_runs(starts, values)
-    return stddev_of_sums(*sums, counts)
+    return stddev_of_sums(*moment_runs(starts, values)[1:], counts)
 
 
 def values_of_runs(method: str, starts: Int64Array, values: Float64Array) -> Float64Array:
     """Apply a method of METHODS_OF_VALUES, or a quantile, to each run; *values* may be sorted within runs."""
     quantile = quantile_of(method)
-    of_values = METHODS_OF_VALUES[method](starts, values) if quantile is None else quantile_runs(starts, values, quantile)
+    of_values = (
+        METHODS_OF_VALUES[method](starts, values) if quantile is None else quantile_runs(starts, values, quantile)
+    )
     # Zeros have two signs; which of them stands in the middle must not depend on who comes first.
     return of_values + 0.0
 
