@@ -133,26 +133,97 @@ def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[fl
 
 
 @_compiled
-def sum_square_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
-    """Return the sum of each run's squares as double-double numbers: high and low parts, shape (runs,)."""
+def subtract_exactly(a: float, b: float) -> tuple[float, float]:
+    """Return *a* - *b* as a double-double number."""
+    difference = a - b
+    if not np.isfinite(difference):
+        return difference, 0.0
+    part = difference - a
+    return difference, (a - (difference - part)) + (-b - part)
+
+
+@_compiled
+def moment_runs(
+    starts: Int64Array, values: Float64Array
+) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]:
+    """Return the sums of each run's distances from its first value, and of their squares.
+
+    Returns:
+        The first values, and both sums as double-double numbers, high and low parts, shape (runs,).
+
+    Distances from a value that is one of them cannot be all large where the deviation is small: the
+    deviation of n values loses log2(n) bits at most, however far they are from zero.
+    """
     runs = len(starts) - 1
-    highs, lows = np.empty(runs), np.empty(runs)
+    pivots, highs, lows = np.empty(runs), np.empty(runs), np.empty(runs)
+    square_highs, square_lows = np.empty(runs), np.empty(runs)
     for run in range(runs):
-        high, low = 0.0, 0.0
+        pivot = values[starts[run]]
+        high, low, square_high, square_low = 0.0, 0.0, 0.0, 0.0
         for i in range(starts[run], starts[run + 1]):
-            high, low = add_product_exactly(high, low, values[i], values[i])
-        highs[run], lows[run] = high, low
-    return highs, lows
+            distance, rest = subtract_exactly(values[i], pivot)
+            high, low = add_exactly(high, low, distance)
+            square_high, square_low = add_product_exactly(square_high, square_low, distance, distance)
+            if rest != 0.0:
+                high, low = add_exactly(high, low, rest)
+                square_high, square_low = add_exactly(square_high, square_low, 2.0 * distance * rest)
+        pivots[run], highs[run], lows[run] = pivot, high, low
+        square_highs[run], square_lows[run] = square_high, square_low
+    return pivots, highs, lows, square_highs, square_lows
+
+
+@_compiled
+def merge_moments(
+    order: Int64Array,
+    starts: Int64Array,
+    counts: Int64Array,
+    pivots: Float64Array,
+    highs: Float64Array,
+    lows: Float64Array,
+    square_highs: Float64Array,
+    square_lows: Float64Array,
+) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]:
+    """Join what `moment_runs` returns of *counts* values each: group g is ``order[starts[g]:starts[g + 1]]``.
+
+    All of a group is moved to its first pivot: where x is d further from it than from its own,
+    the sum of (x + d) is that of x and n d, the sum of (x + d)^2 that of x^2, 2 d x and n d^2.
+    """
+    groups = len(starts) - 1
+    out_pivots, out_highs, out_lows = np.empty(groups), np.empty(groups), np.empty(groups)
+    out_square_highs, out_square_lows = np.empty(groups), np.empty(groups)
+    for group in range(groups):
+        pivot = pivots[order[starts[group]]]
+        high, low, square_high, square_low = 0.0, 0.0, 0.0, 0.0
+        for at in range(starts[group], starts[group + 1]):
+            i = order[at]
+            high, low = add_exactly(high, low, highs[i])
+            high, low = add_exactly(high, low, lows[i])
+            square_high, square_low = add_exactly(square_high, square_low, square_highs[i])
+            square_high, square_low = add_exactly(square_high, square_low, square_lows[i])
+            d, rest = subtract_exactly(pivots[i], pivot)
+            if d != 0.0:
+                n = float(counts[i])
+                high, low = add_product_exactly(high, low, n, d)
+                high, low = add_exactly(high, low, n * rest)
+                square_high, square_low = add_product_exactly(square_high, square_low, 2.0 * d, highs[i])
+                square_high, square_low = add_exactly(
+                    square_high, square_low, 2.0 * (d * lows[i] + rest * highs[i] + n * d * rest)
+                )
+                d2_high, d2_low = add_product_exactly(0.0, 0.0, d, d)
+                square_high, square_low = add_product_exactly(square_high, square_low, n, d2_high)
+                square_high, square_low = add_exactly(square_high, square_low, n * d2_low)
+        out_pivots[group], out_highs[group], out_lows[group] = pivot, high, low
+        out_square_highs[group], out_square_lows[group] = square_high, square_low
+    return out_pivots, out_highs, out_lows, out_square_highs, out_square_lows
 
 
 @_compiled
 def stddev_of_sums(
     highs: Float64Array, lows: Float64Array, square_highs: Float64Array, square_lows: Float64Array, counts: Int64Array
 ) -> Float64Array:
-    """Return population standard deviations from sums of values and of their squares, all shape (cells,).
+    """Return population standard deviations from what `moment_runs` sums up, all shape (cells,).
 
-    n * sum(x^2) - sum(x)^2 is worked out in double-double numbers: to the last digit while
-    the deviation is above 1e-7 of the mean. Infinities and NaN give NaN.
+    n * sum(x^2) - sum(x)^2 is worked out in double-double numbers. Infinities and NaN give NaN.
     """
     out = np.empty(len(counts))
     for cell in range(len(counts)):
@@ -366,13 +437,17 @@ def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -
 def stddev_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     """Return each run's population standard deviation."""
     counts = np.diff(starts)
-    return stddev_of_sums(*sum_runs(starts, values), *sum_square_runs(starts, values), counts)
+    return stddev_of_sums(*moment_runs(starts, values)[1:], counts)
 
 
 def values_of_runs(method: str, starts: Int64Array, values: Float64Array) -> Float64Array:
     """Apply a method of METHODS_OF_VALUES, or a quantile, to each run; *values* may be sorted within runs."""
     quantile = quantile_of(method)
-    return METHODS_OF_VALUES[method](starts, values) if quantile is None else quantile_runs(starts, values, quantile)
+    of_values = (
+        METHODS_OF_VALUES[method](starts, values) if quantile is None else quantile_runs(starts, values, quantile)
+    )
+    # Zeros have two signs; which of them stands in the middle must not depend on who comes first.
+    return of_values + 0.0
 
 
 METHODS_OF_VALUES: dict[str, Callable[[Int64Array, Float64Array], Float64Array]] = {

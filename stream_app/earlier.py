@@ -32,7 +32,7 @@ class EarlierResults:
     def __init__(self, identities: Int64Array, results: Int64Array) -> None:
         # The last one counts, a partial one only where there is no other.
         order = np.lexsort((np.arange(len(results)), results != 0, identities))
-        is_last = np.append(np.diff(identities[order]) != 0, [True] * bool(len(order)))
+        is_last = np.append(np.diff(identities[order]) != 0, True)[: len(order)]
         self._identities, self._results = identities[order[is_last]], results[order[is_last]]
 
     def __len__(self) -> int:

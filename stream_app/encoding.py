@@ -33,6 +33,8 @@ class RecordContext:
     revision: int = 0
     incomplete: Sequence[Refused] = ()
     holes: Sequence[tuple[int, int]] = ()
+    lookback_ms: int = 0
+    """So far before a window lie samples that may count for it."""
 
     def is_partial(self, start_ms: int, end_ms: int) -> bool:
         """Tell whether the job has read only a part of a window."""
@@ -40,11 +42,17 @@ class RecordContext:
 
     def missing(self, start_ms: int, end_ms: int) -> list[str]:
         """Name the metrics that samples of a window are missing of; EVERY_METRIC: of any."""
-        missing = {r.metric for r in self.incomplete if r.start_ms < end_ms and start_ms < r.end_ms}
+        seen_from_ms = start_ms - self.lookback_ms
+        missing = {r.metric for r in self.incomplete if r.start_ms < end_ms and seen_from_ms < r.end_ms}
         return sorted(missing | ({EVERY_METRIC} if self._has_hole(start_ms, end_ms) else set()))
 
+    def is_whole(self, start_ms: int, end_ms: int) -> bool:
+        """Tell whether nothing of a window is missing."""
+        return not self.is_partial(start_ms, end_ms) and not self.missing(start_ms, end_ms)
+
     def _has_hole(self, start_ms: int, end_ms: int) -> bool:
-        return any(hole_start < end_ms and start_ms < hole_end for hole_start, hole_end in self.holes)
+        seen_from_ms = start_ms - self.lookback_ms
+        return any(hole_start < end_ms and seen_from_ms < hole_end for hole_start, hole_end in self.holes)
 
 
 def record_starts(cells: Closed, first: int, last: int) -> Int64Array:

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import orjson
 
-from ingestor.core.chunk import LOOKBACK_MS, Header, Marker, RangeChunk, Refused
+from ingestor.core.chunk import LOOKBACK_MS, Header, Int64Array, Marker, RangeChunk, Refused
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, IngestorError
 from stream_app.encoding import RecordContext, encode_records, record_results, record_starts
@@ -113,7 +113,7 @@ class _Job:
     """The job that reads the same ranges later, once more."""
     rechecked_to_ms: int = _FOREVER_MS
     results: dict[Identity, int] = field(default_factory=dict)
-    """What was emitted from *rechecked_to_ms* on, as hashes of the results."""
+    """What was emitted from *rechecked_to_ms* on, as hashes of the results; 0 where not all of it had come."""
     incomplete: list[Refused] = field(default_factory=list)
     """What the backend has refused."""
     holes: list[tuple[int, int]] = field(default_factory=list)
@@ -128,12 +128,11 @@ class _Job:
 
     def to_metadata(self) -> dict[str, object]:
         """Return what a restart must know of the job."""
-        compared = self.recheck and self.rechecked_to_ms < _FOREVER_MS
         return {
             "from": self.whole_from_ms,
             "to": self.emitted_to_ms,
             "next": self.pending[0].sequence if self.pending else self.next_sequence,
-            **({"recheck": [self.recheck, self.rechecked_to_ms]} if compared else {}),
+            **({"recheck": [self.recheck, self.rechecked_to_ms]} if self.recheck else {}),
             **({"holes": self.holes} if self.holes else {}),
         }
 
@@ -153,10 +152,11 @@ class _Job:
 
     def forget(self, lookback_ms: int) -> None:
         """Let go of what no restart and no recheck needs any more."""
-        while self.pending and self.pending[0].range_end_ms <= self.counted_from_ms - lookback_ms:
+        needed_from_ms = self.counted_from_ms - lookback_ms
+        while self.pending and self.pending[0].range_end_ms <= needed_from_ms:
             self.pending.popleft()
-        self.incomplete = [refused for refused in self.incomplete if refused.end_ms > self.emitted_to_ms]
-        self.holes = [hole for hole in self.holes if hole[1] > self.emitted_to_ms]
+        self.incomplete = [refused for refused in self.incomplete if refused.end_ms > needed_from_ms]
+        self.holes = [hole for hole in self.holes if hole[1] > needed_from_ms]
         if self.results:
             self.results = {key: result for key, result in self.results.items() if key[2] >= self.rechecked_to_ms}
 
@@ -268,6 +268,7 @@ class Pipeline:
         if header.sequence > 0:
             # What came before in this range may be gone, so only what follows the range is surely whole.
             job.whole_from_ms = header.time_range.end_ms
+            job.add_hole(header.time_range.start_ms, header.time_range.end_ms)
         return job
 
     def _expect_recheck(self, job: _Job, header: Header) -> None:
@@ -294,7 +295,8 @@ class Pipeline:
                 "messages of a range are missing; its windows are marked incomplete",
                 extra={**job_and_sequence, "expected": expected},
             )
-            job.add_hole(job.covered_to_ms, header.time_range.end_ms)
+            # What is looked back to comes before all that is covered.
+            job.add_hole(min(job.covered_to_ms, header.time_range.start_ms), header.time_range.end_ms)
         job.next_sequence = header.sequence + 1
         return True
 
@@ -315,7 +317,7 @@ class Pipeline:
 
     def _emit(self, name: str, job: _Job, before_ms: int) -> list[Emission]:
         closed = [windows.close(job.closed_to_ms, before_ms) for windows in job.windows]
-        self._remember(job, closed)
+        self._remember(name, job, closed)
         job.closed_to_ms = before_ms
         if before_ms <= job.emitted_to_ms:
             return []
@@ -343,16 +345,17 @@ class Pipeline:
             emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
         return emissions
 
-    def _remember(self, job: _Job, closed: list[Closed | None]) -> None:
+    def _remember(self, name: str, job: _Job, closed: list[Closed | None]) -> None:
         """Keep the results of windows that will be rechecked."""
         if not job.recheck:
             return
+        context = self._context(name, job)
         for group_by, cells in zip(self._view.group_by, closed, strict=True):
             if cells is not None:
-                whole = 0, len(cells)
-                job.results.update(
-                    zip(self._identities(group_by, cells, *whole), record_results(cells, *whole), strict=True)
-                )
+                identities = self._identities(group_by, cells, 0, len(cells))
+                whole = _whole_windows(cells.window_ms, context)
+                results = zip(identities, record_results(cells, 0, len(cells)), strict=True)
+                job.results.update((key, result if key[2] in whole else 0) for key, result in results)
         job.forget(self._lookback_ms)
 
     def _identities(self, group_by: GroupBy, cells: Closed, first: int, last: int) -> list[Identity]:
@@ -368,7 +371,16 @@ class Pipeline:
         self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int
     ) -> list[Output]:
         first, last = map(int, np.searchsorted(cells.window_ms, [start_ms, end_ms]))
-        context = RecordContext(
+        context = self._context(name, job)
+        news = self._news(name, job, group_by, cells, first, last, context)
+        if news is not None and not any(news):
+            return []
+        topic = self._view.topics.sink(group_by)
+        outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
+        return outputs if news is None else list(compress(outputs, news))
+
+    def _context(self, name: str, job: _Job) -> RecordContext:
+        return RecordContext(
             job=name,
             chunk_size=self._view.chunk_size,
             method=self._view.method_name,
@@ -377,13 +389,8 @@ class Pipeline:
             revision=job.revision,
             incomplete=job.incomplete,
             holes=job.holes,
+            lookback_ms=self._lookback_ms,
         )
-        news = self._news(name, job, group_by, cells, first, last, context)
-        if news is not None and not any(news):
-            return []
-        topic = self._view.topics.sink(group_by)
-        outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
-        return outputs if news is None else list(compress(outputs, news))
 
     def _news(
         self, name: str, job: _Job, group_by: GroupBy, cells: Closed, first: int, last: int, context: RecordContext
@@ -402,14 +409,10 @@ class Pipeline:
                 # Where its job was cancelled, there is nothing to compare with.
                 return []
         else:
-            known = job.earlier = job.earlier or self._earlier(job.emitted_to_ms)
-        windows_ms = cells.window_ms[first:last]
-        edges = self._view.chunk_size.edges_ms(int(windows_ms[0]), int(windows_ms[-1]) + 1).tolist()
-        whole = {
-            start_ms
-            for start_ms, end_ms in pairwise(edges)
-            if not context.is_partial(start_ms, end_ms) and not context.missing(start_ms, end_ms)
-        }
+            if job.earlier is None:
+                job.earlier = self._earlier(job.emitted_to_ms)
+            known = job.earlier
+        whole = _whole_windows(cells.window_ms[first:last], context)
         identities = self._identities(group_by, cells, first, last)
         return [
             before != result if identity[2] in whole else before is None and not job.is_recheck
@@ -462,6 +465,12 @@ class Pipeline:
             job.closed_to_ms = job.counted_from_ms
             # What a restart does not see again ended before: coverage begins there.
             job.covered_to_ms = max(job.whole_from_ms, job.closed_to_ms)
+
+
+def _whole_windows(window_ms: Int64Array, context: RecordContext) -> set[int]:
+    """Return the starts of those windows of which nothing is missing; *window_ms* rises."""
+    edges = context.chunk_size.edges_ms(int(window_ms[0]), int(window_ms[-1]) + 1).tolist()
+    return {start_ms for start_ms, end_ms in pairwise(edges) if context.is_whole(start_ms, end_ms)}
 
 
 def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:

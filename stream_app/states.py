@@ -16,13 +16,14 @@ from stream_app.aggregations import (
     Int64Array,
     gather_runs,
     mean_of_pairs,
+    merge_moments,
     merge_resets,
+    moment_runs,
     reset_runs,
     stddev_of_sums,
     sum_counts,
     sum_pairs,
     sum_runs,
-    sum_square_runs,
     values_of_runs,
 )
 from stream_app.methods import Method
@@ -99,8 +100,10 @@ class Sums(Columns):
 
 @dataclass(frozen=True, slots=True)
 class Moments(Columns):
-    """Double-double sums of values and of their squares, for stddev."""
+    """Double-double sums of distances from a value, and of their squares, for stddev."""
 
+    counts: Int64Array
+    pivots: Float64Array
     highs: Float64Array
     lows: Float64Array
     square_highs: Float64Array
@@ -108,13 +111,10 @@ class Moments(Columns):
 
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Moments:
-        return cls(*sum_runs(starts, values), *sum_square_runs(starts, values)).take(keep)
+        return cls(np.diff(starts), *moment_runs(starts, values)).take(keep)
 
     def merge(self, order: Int64Array, starts: Int64Array) -> Moments:
-        return Moments(
-            *sum_pairs(order, starts, self.highs, self.lows),
-            *sum_pairs(order, starts, self.square_highs, self.square_lows),
-        )
+        return Moments(sum_counts(order, starts, self.counts), *merge_moments(order, starts, *self.columns()))
 
     def result(self, method: Method, samples: Int64Array) -> Float64Array:  # noqa: ARG002 - the protocol's
         return stddev_of_sums(self.highs, self.lows, self.square_highs, self.square_lows, samples)

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ AGGREGATES = {
     "min": lambda values: pd.Series(values).min(),
     "max": lambda values: pd.Series(values).max(),
     "count": len,
-    "stddev": lambda values: pd.Series(values).std(ddof=0, skipna=False),
+    "stddev": lambda values: _stddev(values),  # noqa: PLW0108 - defined below
     "last": lambda values: values[-1],
 }
 
@@ -85,26 +86,44 @@ def _of_series(column: pd.DataFrame, over_time: str, size: ChunkSize, from_ms: i
                 "increase": lambda found=found: _increase(found),
                 "rate": lambda found=found, s=(end_ms - start_ms) / 1000: _increase(found) / s,
             }[over_time]()
-            rows.append((window, stamps[inside[-1]], value))
-    return pd.DataFrame(rows, columns=["window", "timestamp", "value"]).sort_values("timestamp", kind="stable")
+            rows.append((window, stamps[inside[-1]], series["fingerprint"].iloc[0], value))
+    found = pd.DataFrame(rows, columns=["window", "timestamp", "fingerprint", "value"])
+    return found.sort_values(["timestamp", "fingerprint"], kind="stable")
 
 
 def _increase(values: Sequence[float]) -> float:
     """Return what a counter has grown by: a fall is a reset to zero, and as in Prometheus no NaN is one."""
     values = np.asarray(values, float)
     previous, current = values[:-1], values[1:]
-    return float(values[-1] - values[0] + _sum(previous[current < previous]))
+    return _sum([values[-1], -values[0], *previous[current < previous]])
 
 
 def _aggregate(method: str, values: list[float]) -> float:
     if method in AGGREGATES:
         return float(AGGREGATES[method](values))
-    return float(np.quantile(values, float(method.removeprefix("p")) / 100))
+    return _quantile(values, float(method.removeprefix("p")) / 100)
+
+
+def _quantile(values: Sequence[float], quantile: float) -> float:
+    if np.isfinite(values).all() or np.isnan(values).any():
+        return float(np.quantile(values, quantile))
+    # Half way from a number to infinity numpy has NaN; Prometheus has infinity.
+    rank = quantile * (len(values) - 1)
+    below, above, weight = sorted(values)[math.floor(rank)], sorted(values)[math.ceil(rank)], rank % 1
+    return below if weight == 0 else below * (1 - weight) + above * weight
 
 
 def _sum(values: Sequence[float]) -> float:
     # fsum refuses infinities of both signs, whose sum is NaN.
     return math.fsum(values) if np.isfinite(values).all() else float(np.sum(values))
+
+
+def _stddev(values: Sequence[float]) -> float:
+    """Return the population's deviation; exact but for the root, where pandas' own mean is too rough for 1e15 + 1."""
+    if not np.isfinite(values).all():
+        return math.nan
+    exact = [Fraction(value) for value in values]
+    return math.sqrt(sum(x * x for x in exact) / len(exact) - (sum(exact) / len(exact)) ** 2)
 
 
 def same(a: float, b: float) -> bool:

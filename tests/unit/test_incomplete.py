@@ -207,3 +207,33 @@ def test_a_header_of_what_cannot_be_read():
         "job", TimeRange(T0, T0 + MINUTE), 0, "test"
     )
     assert wire.header_of([("job", b"\xff")]) is None
+
+
+def counted_stream():
+    """Return the stream of a counter that grows by 1 every 15 s: what was before it, a chunk and a marker a minute."""
+    stamps = np.arange(T0 - MINUTE, T0 + 10 * MINUTE, 15_000)
+    samples = constant(stamps, value=(stamps - T0) / 15_000)
+    ranges = [TimeRange(T0 + i * MINUTE, T0 + (i + 1) * MINUTE) for i in range(10)]
+    return max(messages(samples, ranges, looks_back=True), key=len)
+
+
+@pytest.mark.parametrize("lost", [0, 5])
+@pytest.mark.parametrize("is_spoiled", [False, True])
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.integers(0, 20), max_size=3).map(sorted))
+def test_an_increase_that_may_begin_at_what_is_missing_says_so(lost, is_spoiled, restarts):
+    """For five minutes behind a hole: a series' last sample before a window may have been in it, or in the lookback."""
+    view = View(ChunkSize.parse("1m"), "sum", "increase")
+    stream = counted_stream()
+    assert [r.metrics["up"] for r in run(stream, restarts, view)[0]] == [4.0] * 10
+    if is_spoiled:
+        stream[lost] = stream[lost][0], b"not arrow"
+    else:
+        del stream[lost]
+    records, _ = run(stream, restarts, view)
+    told = {(r.window_start_ms - T0) // MINUTE for r in records if r.partial and r.incomplete == ("*",)}
+    # The number that is missing is seen with the next message: the marker of the range, or its chunk.
+    first, behind = (2, 3) if lost else (0, 0 if is_spoiled else 1)
+    assert told == set(range(first, behind + 5)) - ({2} if lost else set())
+    assert {r.metrics["up"] for r in records if not r.partial} == {4.0}
+    assert {r.metrics["up"] for r in records} == {4.0, 8.0 if lost else 3.0}

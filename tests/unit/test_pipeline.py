@@ -195,6 +195,30 @@ def test_sums_are_right_to_the_last_digit():
     assert_same(as_cells(records, "metrics.pods"), windows(samples, "1m", "sum", "pod"))
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[0.1] * 3, [16_777_216.7] * 40, [1e15 + i for i in range(10)], [1e9 + i / 7 for i in range(40)], [1e200] * 9],
+)
+def test_deviations_of_large_values_that_are_alike_are_right(values):
+    """However far from zero: none where all are the same, else to the last digits; and it is the same for all cuts."""
+    samples, found = constant(range(T0, T0 + len(values)), value=values), set()
+    for cut in range(1, len(values), 3):
+        ranges = [TimeRange(T0, T0 + cut), TimeRange(T0 + cut, T0 + 60_000)]
+        records = run(messages(samples, ranges), View(ChunkSize.parse("1m"), "stddev"))
+        assert_same(as_cells(records, "metrics.pods"), windows(samples, "1m", "stddev", "pod"))
+        found.add(records[0][1].metrics["up"])
+    assert len(found) == 1
+
+
+def test_a_zero_in_the_middle_has_no_sign():
+    """Two zeros of both signs are alike: which of them comes first must not show."""
+    for values in ([-1.0, 0.0, -0.0, 1.0, 1.0], [-0.0, -1.0, 0.0, 1.0, -1.0]):
+        samples = constant(range(T0, T0 + 5), value=values)
+        for method in ("median", "p50"):
+            records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), method))
+            assert str(records[0][1].metrics["up"]) == "0.0", method
+
+
 def test_another_views_commit_is_refused():
     """A group's commit that another view wrote is not taken for ours."""
     pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum"), 0, "")

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from oracle import same, windows
 from test_pipeline import run
 
+from ingestor.core import wire
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import TimeRange
+from stream_app.earlier import EarlierResults
+from stream_app.pipeline import Pipeline
 from stream_app.view import View
 
 T0 = 1_795_435_200_000
@@ -161,3 +164,44 @@ def test_a_restart_before_the_recheck_begins_changes_nothing() -> None:
     stream = stream_of(named, again, 7)
     for restart in range(len(stream)):
         assert revisions(stream, [restart]) == [], restart
+
+
+def test_a_recheck_says_what_was_incomplete_even_if_it_is_the_same() -> None:
+    """A window of which a message was lost says that it may be wrong; the recheck says that it is right, once."""
+    samples = one_pod(12)
+    live = max(messages(samples, adjoining(0, 12), LIVE, ends=False, recheck=RECHECK), key=len)
+    again = max(messages(samples, adjoining(0, 8), RECHECK, ends=False, revision=1, recheck=RECHECK), key=len)
+    # The marker of the second range, without any sample.
+    stream = stream_of(live, again, 3)
+    stream.remove(live[3])
+    for restart in range(len(stream)):
+        said = revisions(stream, [restart])
+        assert [(r.window_start_ms - T0, r.partial, r.incomplete) for r in said] == [(0, False, ())], restart
+
+
+def test_a_recheck_that_has_ended_holds_nothing_back() -> None:
+    """Its job goes on, also after a restart that does not see the recheck's end any more."""
+    samples = one_pod(15)
+    live = max(messages(samples, adjoining(0, 15), LIVE, ends=False, recheck=RECHECK), key=len)
+    again = max(messages(samples, adjoining(0, 3), RECHECK, revision=1, recheck=RECHECK), key=len)
+    stream = [*live[:12], *again, *live[12:]]
+    view, commit = View(ChunkSize.parse("1m"), "sum"), (0, "")
+    pipeline, fed = Pipeline(view, *commit), 0
+    for number in range(len(stream)):
+        for offset in range(fed, number + 1):
+            for emission in pipeline.feed(offset, wire.decode(*stream[offset])):
+                commit = emission.offset, emission.metadata
+        pipeline, fed = Pipeline(view, *commit), commit[0]
+    assert commit[0] == len(stream)
+
+
+def test_nothing_was_written_before() -> None:
+    """A job that repeats a time of which there is no record says all of it."""
+    nothing = EarlierResults(np.empty(0, np.int64), np.empty(0, np.int64))
+    assert nothing.get(("metrics.pods", b"shop/db-0", T0)) is None
+    stream = max(messages(one_pod(6), adjoining(0, 6), "again", revision=1), key=len)
+    asked = []
+    pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum"), 0, "", lambda from_ms: asked.append(from_ms) or nothing)
+    emissions = [e for offset, message in enumerate(stream) for e in pipeline.feed(offset, wire.decode(*message))]
+    assert sum(len(emission.outputs) for emission in emissions) == 2
+    assert asked == [T0], "it is read once"
