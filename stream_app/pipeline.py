@@ -400,7 +400,9 @@ class Pipeline:
                 # Where its job was cancelled, there is nothing to compare with.
                 return []
         else:
-            known = job.earlier = job.earlier or self._earlier(job.emitted_to_ms)
+            if job.earlier is None:
+                job.earlier = self._earlier(job.emitted_to_ms)
+            known = job.earlier
         windows_ms = cells.window_ms[first:last]
         edges = self._view.chunk_size.edges_ms(int(windows_ms[0]), int(windows_ms[-1]) + 1).tolist()
         whole = {
@@ -442,12 +444,8 @@ class Pipeline:
         return text
 
     def _restore(self, metadata: str) -> None:
+        refuse_other_view(self._view, metadata)
         state = orjson.loads(metadata)
-        if state["view"] != self._view.identity:
-            raise ConfigError(
-                f"the consumer group {self._view.group_id} was committed by another view ({state['view']}): "
-                "give --metric-method as it was, or this view another --topic-prefix"
-            )
         self._ended = state["ended"]
         self._lettered_to = state.get("lettered", self._lettered_to)
         for name, known in state["jobs"].items():
@@ -460,6 +458,20 @@ class Pipeline:
             job.closed_to_ms = job.counted_from_ms
             # What a restart does not see again ended before: coverage begins there.
             job.covered_to_ms = max(job.whole_from_ms, job.closed_to_ms)
+
+
+def refuse_other_view(view: View, metadata: str) -> None:
+    """Refuse a commit of a view that makes other records under the same names.
+
+    Raises:
+        ConfigError: *metadata* was written for another view.
+    """
+    other = orjson.loads(metadata)["view"]
+    if other != view.identity:
+        raise ConfigError(
+            f"the consumer group {view.group_id} was committed by another view ({other}): "
+            "give --metric-method as it was, or this view another --topic-prefix"
+        )
 
 
 def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:
