@@ -95,6 +95,7 @@ class Worker:
         Raises:
             IngestorError: something failed; nothing half-done was committed.
         """
+        self._loop = asyncio.get_running_loop()
         await asyncio.to_thread(self._transactions.start)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
@@ -105,6 +106,8 @@ class Worker:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if looks is not None:
             looks.cancel()
+        if self._failure is not None:
+            await self._leave()
         if failure := self._failure or self.app.crash_reason:
             if isinstance(failure, AiokafkaError):
                 await _in_thread(self._transactions.refuse_other_holder, self._member_id)
@@ -112,6 +115,10 @@ class Worker:
             raise failure
         if not self._stop.is_set():
             raise IngestorError("Faust ended by itself: start the worker again")
+        await self._leave()
+
+    async def _leave(self) -> None:
+        """Leave the group, or the next start would wait for this member's session to end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
                 # A transaction that has begun is ended first, if the broker answers; else the next start ends it.
@@ -248,7 +255,8 @@ class Worker:
                 f"retention (the first is {commit.first}): lengthen its retention.ms, and give --accept-loss to go on; "
                 "windows that the deleted stretch cuts are marked incomplete"
             )
-        if not commit.metadata and not self._settings.accept_loss and has_written(self._cluster, view, partition):
+        is_lost = not commit.metadata and not self._settings.accept_loss
+        if is_lost and has_written(self._cluster, view, partition, self._went_on):
             raise ConfigError(
                 f"the consumer group {view.group_id} has no commit for partition {partition}, but has written records "
                 f"there (Kafka forgets the commits of a group without workers after offsets.retention.minutes): give "
@@ -256,9 +264,13 @@ class Worker:
             )
 
         def earlier(from_ms: int) -> EarlierResults:
-            return earlier_results(self._cluster, view, partition, from_ms)
+            return earlier_results(self._cluster, view, partition, from_ms, self._went_on)
 
         return Pipeline(view, max(commit.offset, commit.first), commit.metadata, earlier)
+
+    def _went_on(self) -> None:
+        """Note progress, from any thread: reading what was written before can take minutes."""
+        self._loop.call_soon_threadsafe(self._telemetry.standing.went_on)
 
     def _fed(
         self, pipeline: Pipeline, message: faust.types.Message

@@ -447,12 +447,8 @@ class Pipeline:
         return text
 
     def _restore(self, metadata: str) -> None:
+        refuse_other_view(self._view, metadata)
         state = orjson.loads(metadata)
-        if state["view"] != self._view.identity:
-            raise ConfigError(
-                f"the consumer group {self._view.group_id} was committed by another view ({state['view']}): "
-                "give --metric-method as it was, or this view another --topic-prefix"
-            )
         self._ended = state["ended"]
         self._lettered_to = state.get("lettered", self._lettered_to)
         for name, known in state["jobs"].items():
@@ -471,6 +467,20 @@ def _whole_windows(window_ms: Int64Array, context: RecordContext) -> set[int]:
     """Return the starts of those windows of which nothing is missing; *window_ms* rises."""
     edges = context.chunk_size.edges_ms(int(window_ms[0]), int(window_ms[-1]) + 1).tolist()
     return {start_ms for start_ms, end_ms in pairwise(edges) if context.is_whole(start_ms, end_ms)}
+
+
+def refuse_other_view(view: View, metadata: str) -> None:
+    """Refuse a commit of a view that makes other records under the same names.
+
+    Raises:
+        ConfigError: *metadata* was written for another view.
+    """
+    other = orjson.loads(metadata)["view"]
+    if other != view.identity:
+        raise ConfigError(
+            f"the consumer group {view.group_id} was committed by another view ({other}): "
+            "give --metric-method as it was, or this view another --topic-prefix"
+        )
 
 
 def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
 from ingestor.kafka import CONNECT_TIMEOUT_S, failure, is_settling
+from stream_app.pipeline import refuse_other_view
 from stream_app.view import View
+
+_Answer = TypeVar("_Answer")
 
 _SETTLED_S = 30.0
 
@@ -19,12 +24,13 @@ def check_view(admin: AdminClient, view: View) -> None:
 
     Raises:
         ConfigError: the user lacks a right, another view writes the same records, or chunks are deleted
-            before windows close.
+            before windows close, or the view's metrics had other methods.
         PublishError: Kafka does not answer.
     """
     try:
         _refuse_missing_rights(admin, view)
         _refuse_second_writer(admin, view)
+        _refuse_other_commits(admin, view)
         _refuse_short_retention(admin, view)
     except KafkaException as error:
         raise failure(error, "Kafka does not say what is there") from error
@@ -47,33 +53,57 @@ def _refuse_missing_rights(admin: AdminClient, view: View) -> None:
 
 
 def _rights_to_group(admin: AdminClient, group_id: str) -> list[AclOperation] | None:
-    """Ask what may be done with a group, until its coordinator is ready, or is not for long."""
-    deadline = time.monotonic() + _SETTLED_S
-    while True:
+    """Ask what may be done with a group."""
+
+    def ask() -> list[AclOperation] | None:
         groups = admin.describe_consumer_groups(
             [group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
         )
+        operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
+        return operations
+
+    return _settled(ask)
+
+
+def _settled(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask until a group's coordinator is ready, or is not for long."""
+    deadline = time.monotonic() + _SETTLED_S
+    while True:
         try:
-            operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
+            return ask()
         except KafkaException as error:
             if not is_settling(error) or time.monotonic() > deadline:
                 raise
-            time.sleep(0.1)
-        else:
-            return operations
+        time.sleep(0.1)
 
 
 def _refuse_second_writer(admin: AdminClient, view: View) -> None:
     """Records do not name their view's grouping: a second writer of the same kind would double them."""
     groups = admin.list_consumer_groups(request_timeout=CONNECT_TIMEOUT_S).result().valid
-    family = view.group_id.rpartition(".")[0] + "."
+    # A quantile can have a dot too: p99 and p99.9 are two families.
+    family = view.group_id.rpartition(".")[0]
     for group in sorted(listing.group_id for listing in groups):
-        shared = set(group.removeprefix(family).split("+")) & set(view.group_by)
-        if group.startswith(family) and group != view.group_id and shared:
+        of, _, grouping = group.rpartition(".")
+        shared = set(grouping.split("+")) & set(view.group_by)
+        if of == family and group != view.group_id and shared:
             raise ConfigError(
                 f"the {' and '.join(sorted(shared))} records of this chunk size and method are written by the consumer "
                 f"group {group} already: give --group-by as its workers have it, or delete that group if it is unused"
             )
+
+
+def _refuse_other_commits(admin: AdminClient, view: View) -> None:
+    """Methods of single metrics stand in no record: those that were written cannot be told from ours."""
+
+    def ask() -> list[TopicPartition]:
+        groups = [ConsumerGroupTopicPartitions(view.group_id)]
+        [future] = admin.list_consumer_group_offsets(groups, request_timeout=CONNECT_TIMEOUT_S).values()
+        commits: list[TopicPartition] = future.result().topic_partitions
+        return commits
+
+    for committed in _settled(ask):
+        if committed.topic == view.topics.range_chunks and committed.metadata:
+            refuse_other_view(view, committed.metadata)
 
 
 def _refuse_short_retention(admin: AdminClient, view: View) -> None:
