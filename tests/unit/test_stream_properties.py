@@ -53,7 +53,7 @@ METHODS = ["sum", "mean", "median", "min", "max", "count", "stddev", "last", "p0
 OWN_METHODS = [("queue", "max"), ("requests.*", "stddev"), ("requests.*", "mean"), ("cpu", "p75"), ("bytes_.*", "last")]
 
 many = settings(
-    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "40")),
+    max_examples=int(os.environ.get("HYPOTHESIS_EXAMPLES", "16")),
     deadline=None,
     # A scenario is mostly seeds: making it smaller takes minutes and shows little.
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
