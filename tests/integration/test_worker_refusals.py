@@ -13,7 +13,7 @@ import oracle
 import pandas as pd
 import requests
 from commands import run, stream_app, view_flags, view_of, wait_for_line, wait_until_windowed
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupState, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from test_worker_pages import scraped, url_in, wait_until
 from valid_records import decode_record
@@ -27,6 +27,7 @@ from ingestor.workloads import service_of
 from stream_app.records import Record
 from stream_app.view import View
 
+EMPTY = ConsumerGroupState.EMPTY
 MINUTE_MS = 60_000
 RANGE_MS = 10 * MINUTE_MS
 RANGES = [TimeRange(start, start + RANGE_MS) for start in range(history.START_MS, history.END_MS, RANGE_MS)]
@@ -251,6 +252,8 @@ def test_a_lost_commit_is_not_a_first_start(kafka: LocalKafka, samples: pd.DataF
     left = Counter(map(repr, records(kafka, view)))
     assert 0 < left.total() < once.total()
     admin = AdminClient(client_config(kafka.cluster))
+    # A slot stays a member until its session ends.
+    wait_until(lambda: admin.describe_consumer_groups([view.group_id])[view.group_id].result().state == EMPTY)
     admin.delete_consumer_groups([view.group_id])[view.group_id].result()
     other = view_of("forgotten", "10m", "mean", "pod", "service")
     with worker(kafka, other, tmp_path / "other.log") as child:
