@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -30,11 +30,15 @@ from ingestor.kafka_security import Security
 DEFAULT_PARTITIONS = 8
 """The most workers one view can have."""
 
+_Answer = TypeVar("_Answer")
+
 CONNECT_TIMEOUT_S = 10.0
 """A broker that does not answer for so long is not there."""
 
 _FIRST_LOOK_S = 1.0
 _CHECKED_BROKERS = 3
+
+_SETTLED_S = 30.0
 
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
@@ -83,7 +87,23 @@ def reason(error: KafkaException | KafkaError) -> str:
     return cause.str() if isinstance(cause, KafkaError) else str(cause)
 
 
-def is_settling(error: KafkaException) -> bool:
+def when_settled(ask: Callable[[], _Answer]) -> _Answer:
+    """Ask until a group's coordinator is ready, or has not been for 30 s.
+
+    Raises:
+        KafkaException: what came last.
+    """
+    deadline = time.monotonic() + _SETTLED_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if not _is_settling(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
+def _is_settling(error: KafkaException) -> bool:
     """Tell whether a group's coordinator is only not ready yet, as just after the broker's start."""
     return error.args[0].code() in (
         KafkaError.NOT_COORDINATOR,
@@ -481,7 +501,7 @@ def committed_offsets(cluster: Cluster, group_id: str, topic: str, partitions: i
         offsets = {tp.partition: tp.offset for tp in stored}
         return offsets if all(offset >= 0 for offset in offsets.values()) else None
     except KafkaException as error:
-        if is_settling(error):
+        if _is_settling(error):
             return None
         raise failure(error, "committed offsets cannot be read") from error
     finally:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from typing import TypeVar
-
 from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
-from ingestor.kafka import CONNECT_TIMEOUT_S, failure, is_settling
+from ingestor.kafka import CONNECT_TIMEOUT_S, failure, when_settled
 from stream_app.pipeline import refuse_other_view
 from stream_app.view import View
-
-_Answer = TypeVar("_Answer")
-
-_SETTLED_S = 30.0
 
 
 def check_view(admin: AdminClient, view: View) -> None:
@@ -62,19 +54,7 @@ def _rights_to_group(admin: AdminClient, group_id: str) -> list[AclOperation] | 
         operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
         return operations
 
-    return _settled(ask)
-
-
-def _settled(ask: Callable[[], _Answer]) -> _Answer:
-    """Ask until a group's coordinator is ready, or is not for long."""
-    deadline = time.monotonic() + _SETTLED_S
-    while True:
-        try:
-            return ask()
-        except KafkaException as error:
-            if not is_settling(error) or time.monotonic() > deadline:
-                raise
-        time.sleep(0.1)
+    return when_settled(ask)
 
 
 def _refuse_second_writer(admin: AdminClient, view: View) -> None:
@@ -101,7 +81,7 @@ def _refuse_other_commits(admin: AdminClient, view: View) -> None:
         commits: list[TopicPartition] = future.result().topic_partitions
         return commits
 
-    for committed in _settled(ask):
+    for committed in when_settled(ask):
         if committed.topic == view.topics.range_chunks and committed.metadata:
             refuse_other_view(view, committed.metadata)
 

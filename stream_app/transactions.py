@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, failure, is_settling
+from ingestor.kafka import Cluster, client_config, failure, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
 from stream_app.pipeline import Emission
 
@@ -95,25 +93,13 @@ class Transactions:
         """Return the partition's last commit, or the log's start where there is none."""
         at = TopicPartition(self._input_topic, partition)
         try:
-            stored = self._settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
+            stored = when_settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
             first, _ = self._offsets.get_watermark_offsets(at, _TIMEOUT_S)
         except KafkaException as error:
             raise failure(error, "the committed offset cannot be read") from error
         if stored.offset < 0:
             return Commit(first, "", first)
         return Commit(stored.offset, stored.metadata or "", first)
-
-    @staticmethod
-    def _settled(ask: Callable[[], list[TopicPartition]]) -> list[TopicPartition]:
-        """Ask until the group's coordinator is ready, or it is not for long."""
-        deadline = time.monotonic() + _TIMEOUT_S
-        while True:
-            try:
-                return ask()
-            except KafkaException as error:
-                if not is_settling(error) or time.monotonic() > deadline:
-                    raise
-            time.sleep(0.1)
 
     def write(self, partition: int, emission: Emission, group_metadata: bytes) -> None:
         """Write an emission's records and commit its offset, both or neither.

@@ -116,18 +116,9 @@ class _Cells(Columns):
     def __len__(self) -> int:
         return len(self.window_ms)
 
-    def changes(self) -> npt.NDArray[np.bool_]:
-        """Tell of each sorted entry but the first whether it begins a cell."""
-        changes: npt.NDArray[np.bool_] = (
-            (self.metric[1:] != self.metric[:-1])
-            | (self.group[1:] != self.group[:-1])
-            | (self.window_ms[1:] != self.window_ms[:-1])
-        )
-        return changes
-
     def entry_changes(self) -> npt.NDArray[np.bool_]:
         """Tell of each sorted entry but the first whether it begins what is not to be merged with the one before."""
-        return self.changes()
+        return _changes(self)
 
     def order(self) -> Int64Array:
         """Return the order that must hold within a cell before merging."""
@@ -146,7 +137,7 @@ class _SeriesCells(_Cells):
     last_ms: Int64Array
 
     def entry_changes(self) -> npt.NDArray[np.bool_]:
-        changes: npt.NDArray[np.bool_] = self.changes() | (self.fingerprint[1:] != self.fingerprint[:-1])
+        changes: npt.NDArray[np.bool_] = _changes(self) | (self.fingerprint[1:] != self.fingerprint[:-1])
         return changes
 
     def order(self) -> Int64Array:
@@ -256,7 +247,7 @@ class _Table:
 
     def _across(self, cells: _SeriesCells, values: Float64Array) -> _Reduced:
         """Apply the method across the series of each cell."""
-        starts = _starts(cells.changes())
+        starts = _starts(_changes(cells))
         if self._method == "last":
             number = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
             values = values[np.lexsort((cells.fingerprint, cells.last_ms, number))]
@@ -437,7 +428,10 @@ def _joined(reduced: list[_Reduced], ranks: _Ranks) -> _Reduced:
     if len(reduced) == 1:
         return reduced[0]
     cells = _Reduced.concat(reduced)
-    return cells.take(_sorted(cells, np.arange(len(cells.value)), ranks))
+    cells = cells.take(_sorted(cells, np.arange(len(cells.value)), ranks))
+    # A metric whose type has changed inside the window is in two tables.
+    is_last = np.append(_changes(cells), True)
+    return cells if is_last.all() else cells.take(np.flatnonzero(is_last))
 
 
 def _sorted(cells: _Cells | _Reduced, order: Int64Array, ranks: _Ranks) -> Int64Array:
@@ -450,6 +444,16 @@ def _sorted(cells: _Cells | _Reduced, order: Int64Array, ranks: _Ranks) -> Int64
     ):
         order = counting_order(key, buckets, order)
     return order
+
+
+def _changes(cells: _Cells | _Reduced) -> npt.NDArray[np.bool_]:
+    """Tell of each sorted entry but the first whether it begins a cell."""
+    changes: npt.NDArray[np.bool_] = (
+        (cells.metric[1:] != cells.metric[:-1])
+        | (cells.group[1:] != cells.group[:-1])
+        | (cells.window_ms[1:] != cells.window_ms[:-1])
+    )
+    return changes
 
 
 def _starts(changes: npt.NDArray[np.bool_]) -> Int64Array:

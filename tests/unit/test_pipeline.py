@@ -1,9 +1,11 @@
 """The stream's heart: whatever way samples are cut, and wherever a worker restarts, windows are the oracle's."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from builders import messages
 from hypothesis import given, settings
@@ -245,3 +247,19 @@ def test_a_message_that_comes_twice_counts_once(caplog):
     records = run([[stream[0], *stream]], View(ChunkSize.parse("1m"), "sum"))
     assert [(r.partial, r.metrics["up"]) for _, r in records] == [(False, 4.0)]
     assert "twice" in caplog.text
+
+
+def test_a_metric_whose_type_changes_has_one_value():
+    """Metadata may come late: a window that has seen both types still says one thing of the metric."""
+    samples = constant(range(T0, T0 + 60_000, 15_000), value=[1.0, 2.0, 4.0, 8.0])
+    stream = max(messages(samples, [TimeRange(T0, T0 + 30_000), TimeRange(T0 + 30_000, T0 + 60_000)]), key=len)
+    pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum", counters="increase"), 0, "")
+    found = []
+    for offset, message in enumerate(stream):
+        item = wire.decode(*message)
+        if offset == 2:
+            counter = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["counter"]))
+            item = replace(item, series=replace(item.series, type=counter))
+        found += [o for emission in pipeline.feed(offset, item) for o in emission.outputs]
+    assert [decode_record(output.value).metrics for output in found] == [{"up": 4.0}]
+    assert found[0].value.count(b'"up"') == 1
