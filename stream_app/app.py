@@ -25,6 +25,7 @@ from ingestor.web import pages
 from stream_app.dead_letters import dead_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written
 from stream_app.faust_transport import App, Transport, credentials, group_metadata, member_id, reads
+from stream_app.methods import MAX_HELD_VALUES
 from stream_app.pipeline import Emission, Pipeline, Unreadable
 from stream_app.telemetry import Telemetry
 from stream_app.transactions import Commit, Superseded, Transactions, instance_id
@@ -57,7 +58,7 @@ class WorkerSettings:
     cluster: Cluster
     view: View
     slot: int | None = None
-    max_held_values: int = 50_000_000
+    max_held_values: int = MAX_HELD_VALUES
     """Samples in memory one by one at most, for median and quantiles."""
     accept_loss: bool = False
     """Go on where chunks, or the view's commit, are gone."""
@@ -295,6 +296,7 @@ class Worker:
             header = wire.header_of(headers)
             letter = dead_letter(
                 self._view.topics.dead_letters,
+                message.key,
                 message.value,
                 headers,
                 topic=topic,

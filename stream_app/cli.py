@@ -37,7 +37,7 @@ from ingestor.options import (
 )
 from ingestor.settings import Pairs
 from ingestor.urls import split_prometheus_url, without_credentials
-from stream_app.methods import COUNTERS, GROUP_BY, METHODS, OVER_TIME, method_name, parse_method
+from stream_app.methods import COUNTERS, GROUP_BY, MAX_HELD_VALUES, METHODS, OVER_TIME, method_name, parse_method
 
 if TYPE_CHECKING:
     # Imported where used: --help must not wait for Faust, numba and pyarrow.
@@ -177,6 +177,14 @@ def chosen_view_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+max_held_option = click.option(
+    "--max-held-values",
+    type=click.IntRange(1),
+    default=MAX_HELD_VALUES,
+    show_default=True,
+    help="Samples that median and quantiles may hold in memory, up to 30 bytes each; beyond it the worker ends.",
+)
+
 storage_option = click.option(
     "--storage",
     type=click.Path(file_okay=False, path_type=Path),
@@ -203,13 +211,7 @@ def _address_or_none(text: str) -> tuple[str, int] | None:
     envvar="STREAM_APP_SLOT",
     help="Names this worker among those of its view, so that after a crash it goes on at once.",
 )
-@click.option(
-    "--max-held-values",
-    type=click.IntRange(1),
-    default=50_000_000,
-    show_default=True,
-    help="Samples that median and quantiles may hold in memory, up to 30 bytes each; beyond it the worker ends.",
-)
+@max_held_option
 @click.option(
     "--accept-loss",
     is_flag=True,
@@ -394,6 +396,7 @@ def schema() -> None:
 @view_options
 @storage_option
 @format_option
+@max_held_option
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that the storage holds.")
 @source_options
 @cluster_options(
@@ -420,6 +423,7 @@ def dataset(**flags: Any) -> None:
         poller_arguments=_poller_arguments(flags),
         poller_secrets=_poller_secrets(flags),
         partitions=flags["partitions"],
+        max_held_values=flags["max_held_values"],
         overwrite=overwrite,
     )
     stop = stop_on_signals()

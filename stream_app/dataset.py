@@ -29,6 +29,7 @@ from ingestor.local.processes import PIPE, Child
 from ingestor.options import cluster_arguments
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
+from stream_app.methods import MAX_HELD_VALUES
 from stream_app.view import View
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class DatasetSettings:
     poller_secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """More of its settings, as environment variables: a list of processes shows flags."""
     partitions: int | None = None
+    max_held_values: int = MAX_HELD_VALUES
     overwrite: bool = False
 
 
@@ -247,7 +249,8 @@ class _Parts:
         return self._child("poller", ["-m", "ingestor", *arguments], self._settings.poller_secrets, stdout=PIPE)
 
     def _worker(self) -> Child:
-        arguments = ["--slot", "0", "--web-listen-address", "none", *self._kafka, *self._view.arguments()]
+        held = ["--max-held-values", str(self._settings.max_held_values)]
+        arguments = ["--slot", "0", "--web-listen-address", "none", *held, *self._kafka, *self._view.arguments()]
         return self._child("worker", ["-m", "stream_app", "worker", *arguments], {})
 
     def _child(self, name: str, arguments: list[str], environment: dict[str, str], stdout: int | None = None) -> Child:

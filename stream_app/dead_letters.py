@@ -18,6 +18,7 @@ _MOST_ERROR_CHARACTERS = 1_000
 
 def dead_letter(
     to: str,
+    key: bytes | None,
     value: bytes | None,
     headers: Iterable[tuple[str, bytes | None]] | None,
     *,
@@ -27,7 +28,7 @@ def dead_letter(
     error: Exception,
     reason: str = "value",
 ) -> Output:
-    """Return the message for the topic *to*: the original's value and headers, and ``dead-letter.…`` headers beside.
+    """Return the message for the topic *to*: the original's key, value and headers, and ``dead-letter.…`` headers.
 
     *reason* is one of REASONS.
 
@@ -43,4 +44,4 @@ def dead_letter(
     }
     kept = [(name, content or b"") for name, content in headers or ()]
     why = [(f"dead-letter.{name}", text.encode()) for name, text in told.items()]
-    return Output(to, None, value[:_MOST_VALUE_BYTES], (*kept, *why), reason)
+    return Output(to, key, value[:_MOST_VALUE_BYTES], (*kept, *why), reason)

@@ -17,6 +17,10 @@ OVER_TIME: tuple[OverTime, ...] = ("pooled", "last", "mean", "increase", "rate")
 COUNTERS: tuple[Counters, ...] = ("raw", "increase", "rate")
 GROUP_BY: tuple[GroupBy, ...] = ("pod", "service")
 
+MAX_HELD_VALUES = 50_000_000
+"""Samples in memory one by one at most, by default, for median and quantiles: 400 MB, and three times that while a
+large window closes."""
+
 _QUANTILE = re.compile(r"p(100|[0-9]{1,2}(?:\.[0-9]{1,6})?)")
 
 _OF_EACH = {

@@ -39,7 +39,7 @@ def item(message, offset):
     try:
         return wire.decode(headers, value)
     except MalformedMessage as error:
-        letter = dead_letter(LETTERS, value, headers, topic="in", partition=3, offset=offset, error=error)
+        letter = dead_letter(LETTERS, None, value, headers, topic="in", partition=3, offset=offset, error=error)
         return Unreadable(wire.header_of(headers), letter)
 
 
@@ -128,10 +128,13 @@ def test_a_newer_schema_is_no_dead_letter():
 
 def test_a_letter_is_never_too_large():
     """A value that no topic of ours would take is cut, and says how long it was."""
-    letter = dead_letter("to", b"x" * 3_000_000, [("a", None)], topic="t", partition=0, offset=1, error=ValueError("y"))
+    letter = dead_letter(
+        "to", b"k", b"x" * 3_000_000, [("a", None)], topic="t", partition=0, offset=1, error=ValueError("y")
+    )
     assert len(letter.value) < MAX_LETTER_BYTES
     assert ("dead-letter.cut", b"3000000") in letter.headers
     assert ("a", b"") in letter.headers
+    assert letter.key == b"k"
 
 
 @settings(max_examples=60, deadline=None)
