@@ -494,14 +494,17 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
 
 
 def committed_offsets(cluster: Cluster, group_id: str, topic: str, partitions: int) -> dict[int, int] | None:
-    """Return what a consumer group has committed for every partition; None while one has nothing."""
+    """Return what a consumer group has committed for every partition; None while one has nothing, or is not to be had.
+
+    What a killed worker's open transaction has committed is told only when that has timed out.
+    """
     consumer = Consumer({**client_config(cluster), "group.id": group_id})
     try:
         stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
         offsets = {tp.partition: tp.offset for tp in stored}
         return offsets if all(offset >= 0 for offset in offsets.values()) else None
     except KafkaException as error:
-        if _is_settling(error):
+        if _is_settling(error) or error.args[0].code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - no public name
             return None
         raise failure(error, "committed offsets cannot be read") from error
     finally:

@@ -179,7 +179,8 @@ class RangeReader:
     def _current_catalogue(self) -> Catalogue:
         # A server that has just started knows no types before its first scrapes.
         if time.monotonic() > self._types_at_s + (_TYPES_EVERY_S if self._types else _NO_TYPES_S):
-            self._types, self._types_at_s = self._source.metric_types(), time.monotonic()
+            # What has vanished from the metadata, with its last target, keeps its type.
+            self._types, self._types_at_s = {**self._types, **self._source.metric_types()}, time.monotonic()
             self._catalogue.learn_types(self._types)
         if self._catalogue.is_large:
             # Ranges that are being read keep the old one.

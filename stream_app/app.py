@@ -77,6 +77,7 @@ class Worker:
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._pipelines: dict[int, Pipeline] = {}
+        self._superseded: set[int] = set()
         self._member_id = ""
         # One producer has one transaction at a time, so one message is handled at a time.
         self._lock = asyncio.Lock()
@@ -195,6 +196,7 @@ class Worker:
             # Rebalances are eager: every partition is delivered again from its commit.
             async with self._lock:
                 self._pipelines.clear()
+                self._superseded.clear()
                 self._telemetry.revoked()
             if self._member_id and not member_id(app) and not self._stopping:
                 # Put out of the group: this worker stood still, or its slot has another holder. If it
@@ -223,6 +225,8 @@ class Worker:
     async def _handle(self, message: faust.types.Message) -> None:
         # A message of an earlier assignment can still come out of the buffer.
         if self._stopping or message.generation_id != self.app.consumer_generation_id:
+            return
+        if message.partition in self._superseded:
             return
         pipeline = self._pipelines.get(message.partition)
         if pipeline is None:

@@ -433,7 +433,17 @@ def dataset(**flags: Any) -> None:
 
 
 def _chosen_view(flags: dict[str, Any]) -> tuple[str | None, str | None]:
-    """Return chunk size and method as records spell them; None: any."""
+    """Return chunk size and method as records spell them; None: any.
+
+    Raises:
+        click.BadParameter: a flag says more of one that is not given.
+    """
+    context = click.get_current_context()
+    for name, of in (("timezone", "chunk_size"), ("over_time", "method"), ("counters", "method")):
+        typed_here = context.get_parameter_source(name) in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+        if typed_here and not flags[of]:
+            hint = f"--{name.replace('_', '-')}"
+            raise click.BadParameter(f"give --{of.replace('_', '-')} too: it says more of that", param_hint=hint)
     method = flags["method"] and method_name(flags["method"], flags["over_time"], flags["counters"])
     return str(_chunk_size(flags)) if flags["chunk_size"] else None, method
 

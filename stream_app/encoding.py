@@ -103,9 +103,17 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
     next_edge = dict(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     windows, groups = window_ms[starts].tolist(), group[starts].tolist()
     chunk_size, method, job = str(context.chunk_size), context.method, context.job
+    seen_ms, partial, missing = -1, False, list[str]()
     for i, (start_ms, number) in enumerate(zip(windows, groups, strict=True)):
         who, end_ms = cells.groups[number], next_edge[start_ms]
         at, to = bounds[i], bounds[i + 1]
+        if start_ms != seen_ms:
+            # Windows rise: this is asked once for each, not for each of its records.
+            seen_ms, partial, missing = (
+                start_ms,
+                context.is_partial(start_ms, end_ms),
+                context.missing(start_ms, end_ms),
+            )
         record = {
             "namespace": who.namespace,
             "pod": who.pod,
@@ -116,13 +124,13 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
             "method": method,
             "job": job,
             "revision": context.revision,
-            "partial": context.is_partial(start_ms, end_ms),
+            "partial": partial,
             "version": RECORD_VERSION,
             "samples": samples[i],
             "metrics": dict(zip(names[at:to], values[at:to], strict=True)),
         }
         if who.pod is None:
             del record["pod"]
-        if (context.incomplete or context.holes) and (missing := context.missing(start_ms, end_ms)):
+        if missing:
             record["incomplete"] = missing
         yield record_key(who.namespace, who.pod, who.service), orjson.dumps(record)

@@ -350,6 +350,10 @@ class _ViewFilter:
         if view and record.chunk_size == view.chunk_size and record.method == view.method:
             return True
         if not self._is_chosen(record.chunk_size, record.method):
+            if not self.skipped:
+                log.info(
+                    "records of other views are left out", extra={"view": str(View(record.chunk_size, record.method))}
+                )
             self.skipped += 1
             return False
         other = View(record.chunk_size, record.method)

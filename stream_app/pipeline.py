@@ -7,12 +7,14 @@ windows are whole and up to where they were emitted. Both travel in one commit.
 
 from __future__ import annotations
 
+import base64
 import logging
+import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import compress, pairwise
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import orjson
@@ -150,6 +152,17 @@ class _Job:
             merged[-2:] = [(merged[-2][0], merged[-1][1])]
         self.holes = merged
 
+    def add_refused(self, refused: Sequence[Refused]) -> None:
+        """Note what the backend has refused; a metric's stretches that adjoin become one."""
+        for one in refused:
+            at = next((i for i, r in enumerate(self.incomplete) if r.metric == one.metric and _adjoin(r, one)), None)
+            if at is None:
+                self.incomplete.append(one)
+            else:
+                before = self.incomplete[at]
+                start_ms, end_ms = min(before.start_ms, one.start_ms), max(before.end_ms, one.end_ms)
+                self.incomplete[at] = Refused(one.metric, start_ms, end_ms)
+
     def forget(self, lookback_ms: int) -> None:
         """Let go of what no restart and no recheck needs any more."""
         needed_from_ms = self.counted_from_ms - lookback_ms
@@ -159,6 +172,10 @@ class _Job:
         self.holes = [hole for hole in self.holes if hole[1] > needed_from_ms]
         if self.results:
             self.results = {key: result for key, result in self.results.items() if key[2] >= self.rechecked_to_ms}
+
+
+def _adjoin(a: Refused, b: Refused) -> bool:
+    return a.start_ms <= b.end_ms and b.start_ms <= a.end_ms
 
 
 class Pipeline:
@@ -185,9 +202,9 @@ class Pipeline:
         self._earlier = earlier
         self._lookback_ms = LOOKBACK_MS if view.reductions.looks_back else 0
         self._next_offset = offset
-        self._lettered_to = offset
+        self._read_to = 0
         self._jobs: dict[str, _Job] = {}
-        self._ended: dict[str, int] = {}
+        self._ended: set[str] = set()
         self.committed = offset
         """The offset of the last emission; set by whoever commits."""
         if metadata:
@@ -225,16 +242,30 @@ class Pipeline:
     def feed(self, offset: int, message: RangeChunk | Marker | Unreadable) -> list[Emission]:
         """Take in the next message; return what it allows to emit, in order."""
         self._next_offset = offset + 1
-        emissions = [] if message.header is None else self._take_in(offset, message.header, message)
-        if isinstance(message, Unreadable) and offset >= self._lettered_to:
-            self._lettered_to = offset + 1
-            return [self._emission([message.letter], final=True)]
-        return emissions
+        if not isinstance(message, Unreadable):
+            return self._take_in(offset, message)
+        if message.header is not None:
+            self._mark(offset, message.header)
+        # Below what the commit has read, it is a dead letter already.
+        return [self._emission([message.letter], final=True)] if offset >= self._read_to else []
 
-    def _take_in(self, offset: int, header: Header, message: RangeChunk | Marker | Unreadable) -> list[Emission]:
-        if header.job in self._ended:
-            return []
+    def _mark(self, offset: int, header: Header) -> None:
+        """Note what is lost with a message that cannot be read.
+
+        Where it is not its job's next one, or the first, the job's own next one will show that one is missing.
+        """
         job = self._jobs.get(header.job)
+        if job is not None and header.sequence == job.next_sequence:
+            job.add_hole(header.time_range.start_ms, header.time_range.end_ms)
+            job.pending.append(_Pending(offset, header.time_range.end_ms, header.sequence))
+            job.next_sequence += 1
+
+    def _take_in(self, offset: int, message: RangeChunk | Marker) -> list[Emission]:
+        header = message.header
+        job = self._jobs.get(header.job)
+        if job is None and (offset < self._read_to or header.job in self._ended):
+            # The commit knows all jobs that were open when it had read so far.
+            return []
         if job is None:
             job = self._jobs[header.job] = self._begin(header, message)
         job.revision = header.revision
@@ -249,8 +280,6 @@ class Pipeline:
             runs = runs_of(message.series, self._view.chunk_size)
             for windows in job.windows:
                 windows.add(message.series, runs, job.closed_to_ms, is_lookback=message.is_lookback)
-        elif isinstance(message, Unreadable):
-            job.add_hole(header.time_range.start_ms, header.time_range.end_ms)
         ends_job = isinstance(message, Marker) and message.ends_job
         range_end_ms = _FOREVER_MS if ends_job else header.time_range.end_ms
         job.pending.append(_Pending(offset, range_end_ms, header.sequence))
@@ -261,7 +290,7 @@ class Pipeline:
         windows = [GroupWindows(group_by, view.reductions, view.chunk_size) for group_by in view.group_by]
         return _Job(start_ms, start_ms, first_ms, first_ms, windows)
 
-    def _begin(self, header: Header, message: RangeChunk | Marker | Unreadable) -> _Job:
+    def _begin(self, header: Header, message: RangeChunk | Marker) -> _Job:
         """Begin a job that no commit knows: at its own start, or where retention has left its rest."""
         is_lookback = isinstance(message, RangeChunk) and message.is_lookback
         job = self._new_job(header.time_range.end_ms if is_lookback else header.time_range.start_ms)
@@ -311,7 +340,7 @@ class Pipeline:
             )
             job.add_hole(job.covered_to_ms, time_range.start_ms)
         job.covered_to_ms = max(job.covered_to_ms, time_range.end_ms)
-        job.incomplete += marker.incomplete
+        job.add_refused(marker.incomplete)
         closed_to_ms = self._view.chunk_size.floor_ms(job.covered_to_ms)
         return self._emit(name, job, closed_to_ms) if closed_to_ms > job.closed_to_ms else []
 
@@ -338,7 +367,7 @@ class Pipeline:
             # Not sooner: a crash between two emissions must find the job as open as it still is.
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
-                self._ended[name] = self._next_offset - 1
+                self._ended.add(name)
             # A recheck comes late on purpose: it closes nothing.
             mine = [] if job.is_recheck else cells_of_all
             ends_ms = _window_ends_ms(mine, start_ms, end_ms, self._view.chunk_size)
@@ -421,36 +450,31 @@ class Pipeline:
         ]
 
     def _emission(self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = ()) -> Emission:
-        low = self.low
-        self._ended = {name: offset for name, offset in self._ended.items() if offset >= low}
-        return Emission(outputs, low, self._metadata(low), final, window_ends_ms)
+        return Emission(outputs, self.low, self._metadata(), final, window_ends_ms)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""
         return self._emission([], final=False)
 
-    def _metadata(self, low: int) -> str:
+    def _metadata(self) -> str:
         jobs = {name: job.to_metadata() for name, job in self._jobs.items()}
-        state: dict[str, object] = {"view": self._view.identity, "jobs": jobs, "ended": self._ended}
-        if self._lettered_to > low:
-            state["lettered"] = self._lettered_to
-        text = orjson.dumps(state).decode()
+        # While messages are read again, what was read before them counts.
+        read_to = max(self._read_to, self._next_offset)
+        state = {"view": self._view.identity, "jobs": jobs, "read": read_to}
+        plain = orjson.dumps(state)
+        text = plain.decode() if len(plain) < _MAX_METADATA_BYTES else base64.b64encode(zlib.compress(plain)).decode()
         if len(text) >= _MAX_METADATA_BYTES:
-            oldest = min(
-                self._jobs, key=lambda name: self._jobs[name].pending[0].offset if self._jobs[name].pending else 0
-            )
             raise IngestorError(
-                f"{len(jobs) + len(self._ended)} jobs are held open, more than a commit's metadata can name: the job "
-                f"{oldest} holds them back; finish it (the same ingestor command again) or give it up "
-                f"(ingestor cancel {oldest}), then start this worker again"
+                f"{len(jobs):,} jobs are begun and not ended, more than a commit's metadata can name: ingestor status "
+                "shows them; give up those that will never go on (ingestor cancel JOB), then go on under another "
+                "--topic-prefix"
             )
         return text
 
     def _restore(self, metadata: str) -> None:
         refuse_other_view(self._view, metadata)
-        state = orjson.loads(metadata)
-        self._ended = state["ended"]
-        self._lettered_to = state.get("lettered", self._lettered_to)
+        state = _state_of(metadata)
+        self._read_to = state["read"]
         for name, known in state["jobs"].items():
             job = self._jobs[name] = self._new_job(known["from"])
             job.emitted_to_ms = known["to"]
@@ -469,13 +493,20 @@ def _whole_windows(window_ms: Int64Array, context: RecordContext) -> set[int]:
     return {start_ms for start_ms, end_ms in pairwise(edges) if context.is_whole(start_ms, end_ms)}
 
 
+def _state_of(metadata: str) -> dict[str, Any]:
+    """Read a commit's metadata: JSON, which is packed where it is long."""
+    plain = metadata if metadata.startswith("{") else zlib.decompress(base64.b64decode(metadata))
+    state: dict[str, Any] = orjson.loads(plain)
+    return state
+
+
 def refuse_other_view(view: View, metadata: str) -> None:
     """Refuse a commit of a view that makes other records under the same names.
 
     Raises:
         ConfigError: *metadata* was written for another view.
     """
-    other = orjson.loads(metadata)["view"]
+    other = _state_of(metadata)["view"]
     if other != view.identity:
         raise ConfigError(
             f"the consumer group {view.group_id} was committed by another view ({other}): "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ from stream_app.methods import GroupBy, Reduction, Reductions
 from stream_app.states import Columns, Counted, Counts, Extremes, Held, Latest, Moments, State, Sums
 
 _Name = TypeVar("_Name")
+Column = Literal["group", "metric"]
 
 _MERGE_ABOVE = 100_000
 """Merge the partials of open windows when so many more have come: a day-long window
@@ -48,7 +49,7 @@ _OVER_TIME: dict[str, type[State]] = {"last": Latest, "mean": Sums, "increase": 
 """What is remembered of each series."""
 
 _FORGET_ABOVE = 1000
-"""So many pods are remembered at any rate."""
+"""So many pods, and metrics, are remembered at any rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,13 +272,15 @@ class _Table:
         self._cells, self._states = ([cells], [state]) if len(cells) else ([], [])
         self._unmerged = 0
 
-    def groups(self) -> Int64Array:
-        """Return the numbers of the groups in use."""
-        return np.unique(np.concatenate([cells.group for cells in self._cells] or [np.empty(0, np.int64)]))
+    def numbers(self, column: Column) -> Int64Array:
+        """Return the numbers of the groups, or metrics, in use."""
+        return np.unique(np.concatenate([getattr(cells, column) for cells in self._cells] or [np.empty(0, np.int64)]))
 
-    def renumber_groups(self, renumbered: Int64Array) -> None:
-        """Give each group its new number."""
-        self._cells = [replace(cells, group=renumbered[cells.group]) for cells in self._cells]
+    def renumber(self, column: Column, renumbered: Int64Array) -> None:
+        """Give each group, or metric, its new number."""
+        for at, cells in enumerate(self._cells):
+            numbers: Int64Array = renumbered[getattr(cells, column)]
+            self._cells[at] = replace(cells, group=numbers) if column == "group" else replace(cells, metric=numbers)
 
 
 class _Ranks(NamedTuple):
@@ -303,15 +306,16 @@ class GroupWindows:
         self._metrics = _Names[str](lambda name: name)
         self._tables: dict[Reduction, _Table] = {}
         self._reduction_of: dict[tuple[str, str], Reduction] = {}
+        self._kinds: dict[str, str] = {}
 
     def __len__(self) -> int:
         """How many partials are in memory."""
-        return sum(map(len, self._tables.values()))
+        return sum(map(len, list(self._tables.values())))
 
     @property
     def held_values(self) -> int:
         """How many samples are in memory one by one, for median and quantiles."""
-        return sum(table.held_values for table in self._tables.values())
+        return sum(table.held_values for table in list(self._tables.values()))
 
     @property
     def window_starts_ms(self) -> set[int]:
@@ -323,7 +327,10 @@ class GroupWindows:
 
         Of windows before, and of all of a lookback, only the increases of counters need anything.
         """
+        if not len(runs.row):
+            return
         usable = _has_pod(series)[runs.row]
+        groups, metrics = self._group_ids(series), self._metric_ids(series)
         in_time = np.zeros(len(usable), bool) if is_lookback else runs.window_ms >= not_before_ms
         recent = None
         for table, in_table in self._rows_of_tables(series):
@@ -342,7 +349,7 @@ class GroupWindows:
             if is_lookback:
                 # It may lie in the job's first window, whose own samples it must not be taken for.
                 kept = replace(runs, window_ms=np.minimum(runs.window_ms, not_before_ms - 1))
-            table.add(series, kept, keep, self._group_ids(series)[row], self._metric_ids(series)[row])
+            table.add(series, kept, keep, groups[row], metrics[row])
             if table.is_untidy:
                 table.tidy(self._ranks())
 
@@ -374,6 +381,9 @@ class GroupWindows:
             yield table, None if len(used) == 1 else numbers == number
 
     def _reduction(self, metric: str, kind: str) -> Reduction:
+        # A backend that has just started knows no types yet: what it has said before still holds.
+        kind = self._kinds.setdefault(metric, kind) if kind == "unknown" else kind
+        self._kinds[metric] = kind
         known = self._reduction_of.get((metric, kind))
         if known is None:
             known = self._reduction_of[metric, kind] = self._reductions.of(metric, kind)
@@ -408,19 +418,24 @@ class GroupWindows:
         return ids_of_rows
 
     def _forget_unused(self) -> None:
-        """Forget pods that no open window holds, or a year of pod churn would stay in memory."""
+        """Forget pods and metrics that no open window holds, or a year of churn would stay in memory."""
         if not len(self):
             self._groups.clear()
             self._metrics.clear()
             self._reduction_of.clear()
+            self._kinds.clear()
             return
-        if len(self._groups.names) <= _FORGET_ABOVE:
-            return
-        used = np.unique(np.concatenate([table.groups() for table in self._tables.values()]))
-        if len(self._groups.names) > 2 * len(used) + _FORGET_ABOVE:
-            renumbered = self._groups.keep(used)
-            for table in self._tables.values():
-                table.renumber_groups(renumbered)
+        numbered: dict[Column, _Names[Any]] = {"group": self._groups, "metric": self._metrics}
+        for column, names in numbered.items():
+            if len(names.names) <= _FORGET_ABOVE:
+                continue
+            used = np.unique(np.concatenate([table.numbers(column) for table in self._tables.values()]))
+            if len(names.names) > 2 * len(used) + _FORGET_ABOVE:
+                renumbered = names.keep(used)
+                for table in self._tables.values():
+                    table.renumber(column, renumbered)
+                self._reduction_of.clear()
+                self._kinds.clear()
 
 
 def _joined(reduced: list[_Reduced], ranks: _Ranks) -> _Reduced:

@@ -37,7 +37,7 @@ _DURATION = re.compile(r"(\d{1,15})([a-z]+)", re.ASCII)
 _UNIX_SECONDS = re.compile(r"\d{9,11}(\.\d{1,3})?", re.ASCII)
 
 # numpy and datetime agree on these years, and int64 nanoseconds of pandas and Arrow hold them.
-_EARLIEST_MS, _LATEST_MS = 0, 9_214_646_400_000
+_EARLIEST_MS, LATEST_MS = 0, 9_214_646_400_000
 
 
 def parse_duration_ms(text: str) -> int:
@@ -53,7 +53,7 @@ def parse_duration_ms(text: str) -> int:
         if not match or unit not in _UNIT_MS:
             break
         total, at = total + int(match[1]) * _UNIT_MS[unit], match.end()
-    if at < len(text) or total <= 0 or total > _LATEST_MS:
+    if at < len(text) or total <= 0 or total > LATEST_MS:
         raise ValueError(f"{text!r} is not a duration: write it like 30s, 5m, 1h30m, 10d or 2w")
     return total
 
@@ -105,12 +105,12 @@ def checked_time(text: str) -> str:
     Raises:
         ValueError: it does not.
     """
-    parse_time(text, _LATEST_MS)
+    parse_time(text, LATEST_MS)
     return text
 
 
 def _in_bounds(point: PointInTime) -> PointInTime:
-    if not _EARLIEST_MS <= point.time_ms <= _LATEST_MS:
+    if not _EARLIEST_MS <= point.time_ms <= LATEST_MS:
         raise ValueError(f"{point.text!r} is outside the years 1970 to 2261")
     return point
 
@@ -175,7 +175,7 @@ class ChunkSize:
         unit = match and _UNIT_ALIASES.get(match[2], match[2])
         if match and unit in _UNIT_WORDS and (count := int(match[1])) > 0:
             parsed = cls(count, unit, timezone if at else "UTC")
-            if parsed.longest_ms <= _LATEST_MS:
+            if parsed.longest_ms <= LATEST_MS:
                 return parsed
         raise ValueError(
             f"{text!r} is not a chunk size: write a whole number and one of "

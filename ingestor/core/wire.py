@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from ingestor.core.chunk import Header, Int64Array, Marker, RangeChunk, Refused, SeriesColumns
+from ingestor.core.durations import LATEST_MS
 from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
 
@@ -34,6 +35,8 @@ SCHEMA = pa.schema(
         ("values", pa.list_(pa.float64())),
     ]
 )
+_LONGEST_CHUNK_MS = 366 * 86_400_000
+"""Far above what a poller reads at once: windows of a second are counted one by one."""
 # Kafka allows None for a header's value.
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 _WRITE_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
@@ -145,6 +148,8 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         return Marker(header, ends_job=kind == "end", incomplete=incomplete)
     if kind not in ("lookback", "chunk"):
         raise MalformedMessage(f"a message is of the unknown kind {kind!r}")
+    if header.time_range.length_ms > _LONGEST_CHUNK_MS:
+        raise MalformedMessage(f"a range chunk is longer than a year: {header.time_range}")
     series = decode_series(value or b"")
     _check_samples(series.offsets, series.timestamps_ms, header.time_range)
     return RangeChunk(header, series, is_lookback=kind == "lookback")
@@ -167,9 +172,12 @@ def _check_schema(schema: str) -> None:
 
 
 def _header(fields: dict[str, bytes]) -> Header:
+    time_range = TimeRange(_int64(fields["start"]), _int64(fields["end"]))
+    if not (time_range.start_ms >= 0 and time_range.end_ms <= LATEST_MS):
+        raise ValueError(f"{time_range} is outside the years 1970 to 2261")
     return Header(
         job=fields["job"].decode(),
-        time_range=TimeRange(_int64(fields["start"]), _int64(fields["end"])),
+        time_range=time_range,
         sequence=_int64(fields["sequence"]),
         source=fields["source"].decode(),
         revision=_int64(fields["revision"]),

@@ -105,7 +105,8 @@ def test_all_parts_of_a_command_are_cancelled(kafka: LocalKafka, prometheus: Loc
 
 def test_again_goes_on_after_a_crash(kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame) -> None:
     """Also where nobody had read the time before: it is one job, not two."""
-    command = backfill(prometheus, kafka, "again", "--again", "--json", "--range-samples", "2000")
+    slowly = ("--range-samples", "2000", "--max-samples-per-second", "10000")
+    command = backfill(prometheus, kafka, "again", "--again", "--json", *slowly)
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()

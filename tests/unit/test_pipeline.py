@@ -263,3 +263,33 @@ def test_a_metric_whose_type_changes_has_one_value():
         found += [o for emission in pipeline.feed(offset, item) for o in emission.outputs]
     assert [decode_record(output.value).metrics for output in found] == [{"up": 4.0}]
     assert found[0].value.count(b'"up"') == 1
+
+
+def test_columns_that_come_and_go_are_forgotten():
+    """A split label with new values every minute does not fill the memory of a view that looks back."""
+    frames = [constant([T0 + n * 60_000], value=1.0).assign(metric=f"m{n}_{i}") for n in range(40) for i in range(60)]
+    samples = pd.concat(frames, ignore_index=True)
+    ranges = [TimeRange(T0 + n * 60_000, T0 + (n + 1) * 60_000) for n in range(40)]
+    stream = max(messages(samples, ranges, ends=False), key=len)
+    pipeline = Pipeline(View(ChunkSize.parse("1m"), "sum", "increase"), 0, "")
+    most = 0
+    for offset, message in enumerate(stream):
+        pipeline.feed(offset, wire.decode(*message))
+        ((windows,),) = (job.windows for job in pipeline._jobs.values())
+        most = max(most, len(windows._metrics.names))
+    assert 60 < most < 1900 < samples["metric"].nunique()
+
+
+def test_a_type_that_is_forgotten_still_holds():
+    """A backend that has just started calls a counter unknown: it stays a counter."""
+    samples = constant(range(T0, T0 + 120_000, 15_000), value=[1.0, 2.0, 4.0, 8.0, 9.0, 10.0, 11.0, 12.0])
+    stream = max(messages(samples, [TimeRange(T0, T0 + 90_000), TimeRange(T0 + 90_000, T0 + 120_000)]), key=len)
+    pipeline = Pipeline(View(ChunkSize.parse("2m"), "sum", counters="increase"), 0, "")
+    found = []
+    for offset, message in enumerate(stream):
+        item = wire.decode(*message)
+        if offset == 0:
+            counter = pa.DictionaryArray.from_arrays(pa.array([0], pa.int32()), pa.array(["counter"]))
+            item = replace(item, series=replace(item.series, type=counter))
+        found += [o for emission in pipeline.feed(offset, item) for o in emission.outputs]
+    assert [decode_record(output.value).metrics for output in found] == [{"up": 11.0}]

@@ -337,7 +337,7 @@ class Worker:
         try:
             return wire.decode(headers, value)
         except MalformedMessage as error:
-            letter = dead_letter("letters", value, headers, topic="in", partition=0, offset=offset, error=error)
+            letter = dead_letter("letters", None, value, headers, topic="in", partition=0, offset=offset, error=error)
             return Unreadable(wire.header_of(headers), replace(letter, topic=self.view.topics.dead_letters))
 
     def _earlier(self, from_ms: int) -> EarlierResults:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ingestor.core import wire
 from ingestor.core.chunk import Header, Marker, RangeChunk, Refused, SeriesColumns
+from ingestor.core.durations import LATEST_MS
 from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
 from ingestor.core.wire import SCHEMA, decode, decode_series, encode_series
@@ -45,7 +46,7 @@ def columns(rows, first: int = 0, tail: int = 0) -> SeriesColumns:
 
 @st.composite
 def rows(draw):
-    times = draw(st.lists(st.integers(0, 10**12), unique=True, max_size=5).map(sorted))
+    times = draw(st.lists(st.integers(0, 3 * 10**10), unique=True, max_size=5).map(sorted))
     bits = draw(st.lists(BITS, min_size=len(times), max_size=len(times)))
     texts = draw(st.tuples(*[TEXT] * 5))
     return texts, draw(LABELS), draw(st.integers(0, 2**64 - 1)), times, bits
@@ -122,7 +123,9 @@ def test_samples_are_not_copied():
 
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
-RANGES = st.tuples(INT64, INT64).filter(lambda pair: pair[0] < pair[1]).map(lambda pair: TimeRange(*pair))
+TIMES = st.integers(0, LATEST_MS)
+RANGES = st.tuples(TIMES, TIMES).filter(lambda pair: pair[0] < pair[1]).map(lambda pair: TimeRange(*pair))
+YEAR_MS = 366 * 86_400_000
 
 
 HEADERS = st.builds(Header, TEXT, RANGES, INT64, TEXT, INT64, TEXT)
@@ -143,7 +146,7 @@ def test_markers_come_back(header, incomplete, ends_job):
 @settings(max_examples=30, deadline=None)
 def test_chunks_come_back(job, sequence, source, series_rows, is_lookback):
     """Headers and value together carry a chunk, and what came before a job's start is told from what is in it."""
-    chunk = RangeChunk(Header(job, TimeRange(0, 10**12 + 1), sequence, source), columns(series_rows), is_lookback)
+    chunk = RangeChunk(Header(job, TimeRange(0, YEAR_MS), sequence, source), columns(series_rows), is_lookback)
     headers = wire.headers("lookback" if is_lookback else "chunk", chunk.header)
     decoded = decode(headers, encode_series(chunk.series))
     assert isinstance(decoded, RangeChunk)
@@ -200,7 +203,7 @@ def test_an_empty_range_is_malformed(start, end):
 
 
 @pytest.mark.parametrize("kind", [b"chunk", b"lookback"])
-@pytest.mark.parametrize(("start", "end"), [(1001, 3000), (1000, 2000), (0, 1000), (2001, 2**62)])
+@pytest.mark.parametrize(("start", "end"), [(1001, 3000), (1000, 2000), (0, 1000), (2001, 2**34)])
 def test_samples_outside_the_range_are_malformed(start, end, kind):
     """The start is inside, the end is not; a sample beyond either would land in a closed window, or in none."""
     headers, body = message()
@@ -209,6 +212,25 @@ def test_samples_outside_the_range_are_malformed(start, end, kind):
     headers |= {"start": b"%d" % start, "end": b"%d" % end}
     with pytest.raises(MalformedMessage, match="outside its range"):
         decode(list(headers.items()), body)
+
+
+@pytest.mark.parametrize(("start", "end"), [(-1, 1000), (0, 2**62), (2**55, 2**55 + 1)])
+def test_times_that_no_calendar_has_are_malformed(start, end):
+    """A message from the year 58865 is set aside: no window of any calendar holds it."""
+    headers, body = message()
+    headers |= {"start": b"%d" % start, "end": b"%d" % end}
+    with pytest.raises(MalformedMessage, match="outside the years"):
+        decode(list(headers.items()), body)
+    assert wire.header_of(list(headers.items())) is None
+
+
+def test_a_chunk_of_more_than_a_year_is_malformed():
+    """Windows of a second are counted one by one: a job's end may name a long time, a chunk may not."""
+    headers, body = message()
+    headers |= {"start": b"0", "end": b"%d" % (YEAR_MS + 1)}
+    with pytest.raises(MalformedMessage, match="longer than a year"):
+        decode(list(headers.items()), body)
+    assert isinstance(decode(list((headers | {"kind": b"end"}).items()), b""), Marker)
 
 
 def test_cut_bytes_are_malformed():
