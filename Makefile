@@ -47,7 +47,7 @@ lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that p
 	build=$$("$$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'); \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra local --constraint requirements-dev.lock \
 		--output-file requirements.lock <<< "$$build"; \
-	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --constraint requirements-dev.lock \
+	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra app --constraint requirements-dev.lock \
 		--output-file requirements-docker.lock <<< "$$build"
 
 clean: ## remove .venv and what the tools have left in this folder
