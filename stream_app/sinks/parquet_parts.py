@@ -1,0 +1,405 @@
+"""Sorted Parquet files in partition folders, of which readers take any folder for one table.
+
+A *partition* is a path of Hive's ``key=value`` folders, the date last. It holds *parts*
+whose stretches of time are apart, so rows that lie in none of them are a new part, and no
+other file is touched. The rest is paid for in a bounded way:
+
+- **Rows that overlap parts** are merged with those by key. Where that would rewrite far
+  more than has come, they are *late*: kept aside (``.stream-app/late``), as durable as all
+  else, and merged once enough has come, or nothing else does.
+- **Small parts** that adjoin are merged when the result is at least twice as large as each
+  of them: a row is rewritten as often as the size of its part can double, and once more
+  when a partition comes after its own, which then is over.
+- **A new column** is added to all parts of its partition, and no further: parts of a
+  partition have the same columns, partitions may differ.
+- **Heads**: pandas takes the columns of the first file for those of all, and so do others
+  that are told to fill in what is missing. So a folder of partitions that differ has a file
+  without rows and with all columns, which comes first whoever sorts the names: it lies in
+  another spelling of the first partition's folder (``service=%61pi`` is ``service=api``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from stream_app.sinks.checkpoint import OWN_FOLDER, Storage
+from stream_app.sinks.parquet_rows import Layout, Rows, cut, decoded, decoded_extras, encoded, merged, no_rows
+
+PartitionPath = tuple[str, ...]
+"""Names of folders, like ``namespace=shop``, ``service=cart``, ``date=2026-11-23``."""
+
+SUFFIX = ".parquet"
+
+_LATE_FOLDER = f"{OWN_FOLDER}/late"
+_HEAD = "columns-"
+"""Sorts before ``part-``, for the head of a folder of dates lies beside the first date's parts."""
+
+_FEWEST_MERGED, _MOST_MERGED = 4, 8
+"""Small parts that are merged at a time."""
+
+_FIRST_PLAIN = re.compile(r"([^=]+=(?:%[0-9A-F]{2})*)([^%])(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large parts get, and how much is written anew."""
+
+    part_cells: int = 16_000_000
+    """Rows by columns of one part, which is one row group: 128 MB in memory."""
+
+    rewritten_per_row: int = 4
+    """Merges with what is there may write so many rows anew for each one that comes ..."""
+
+    rewritten_per_commit: int = 250_000
+    """... and so many for each commit, about half a second of work."""
+
+
+@dataclass(slots=True)
+class _Part:
+    """A file, or what is going to be one."""
+
+    first_ms: int
+    last_ms: int
+    rows: int
+    widens: bool = False
+    """Of late rows: they have columns that their partition does not have."""
+    name: str = ""
+    """Empty: not written yet."""
+    fresh: Rows | None = None
+    """Its rows, where they are in memory."""
+
+    @classmethod
+    def of(cls, rows: Rows, *, widens: bool = False) -> _Part:
+        times = rows.times_ms()
+        return cls(int(times.min()), int(times.max()), len(rows), widens, fresh=rows)
+
+    @classmethod
+    def there(cls, name: str, note: list[int]) -> _Part:
+        first_ms, last_ms, rows, widens = note
+        return cls(first_ms, last_ms, rows, bool(widens), name)
+
+    @property
+    def note(self) -> list[int]:
+        """What the checkpoint remembers of the file."""
+        return [self.first_ms, self.last_ms, self.rows, int(self.widens)]
+
+    def overlaps(self, other: _Part) -> bool:
+        return self.first_ms <= other.last_ms and other.first_ms <= self.last_ms
+
+    def has_rows_in(self, other: _Part) -> bool:
+        """Tell whether rows are in the time of *other*; of a file that is told by its first and last."""
+        if self.fresh is None or not self.overlaps(other):
+            return self.overlaps(other)
+        times = self.fresh.times_ms()
+        return bool(((times >= other.first_ms) & (times <= other.last_ms)).any())
+
+
+@dataclass(slots=True)
+class _Partition:
+    path: PartitionPath
+    parts: list[_Part] = field(default_factory=list)
+    """In time order, apart from one another."""
+    late: list[_Part] = field(default_factory=list)
+    """In the order in which they came."""
+    columns: frozenset[str] | None = None
+    """Of the parts, beside those of the layout; None: not looked up since the start."""
+
+    @property
+    def folder(self) -> str:
+        return "/".join(self.path)
+
+
+@dataclass(slots=True)
+class _Node:
+    """A folder of partitions."""
+
+    first: PartitionPath
+    """The partition whose path comes first."""
+    columns: frozenset[str] | None = None
+    """Those of all partitions together; None: not looked up since the start."""
+    head: str = ""
+    """The file that has all columns; empty: all partitions have the same ones."""
+
+
+class PartStore:
+    """The parts of a storage, which must be open, and is committed by the caller after each `plan`.
+
+    After an error neither is of use.
+    """
+
+    def __init__(self, storage: Storage, layout: Layout, limits: Limits | None = None) -> None:
+        self._storage, self._layout, self._limits = storage, layout, limits or Limits()
+        self._partitions: dict[PartitionPath, _Partition] = {}
+        self._nodes: dict[PartitionPath, _Node] = {}
+        self._pieces: defaultdict[PartitionPath, list[Rows]] = defaultdict(list)
+        self._with_late: dict[PartitionPath, None] = {}
+        self._loose: defaultdict[PartitionPath, dict[PartitionPath, None]] = defaultdict(dict)
+        """Partitions of several parts, by the folder that they are in."""
+        self._over: dict[PartitionPath, None] = {}
+        """Those of them that others came after, or beside."""
+        self._changed_nodes: set[PartitionPath] = set()
+        self._credit_rows = 0
+        self._written = 0
+        self.part_count = 0
+        """As of the last plan; late rows are no parts."""
+        self._restore()
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all rows are where readers find them, and partitions that are over in few parts."""
+        return not self._with_late and not self._over
+
+    def add(self, path: PartitionPath, rows: Rows) -> None:
+        """Take rows of one partition."""
+        if len(rows):
+            self._pieces[path].append(rows)
+
+    def plan(self, *, settle: bool = False) -> None:
+        """Tell the storage what its next commit is to write and to remove.
+
+        Args:
+            settle: leave nothing for later, whatever it costs.
+
+        Raises:
+            SinkError: there is no space, or a file was changed by something else.
+        """
+        self._written = 0
+        pieces, self._pieces = self._pieces, defaultdict(list)
+        arrived = sum(len(piece) for of_one in pieces.values() for piece in of_one)
+        self._credit_rows += self._limits.rewritten_per_commit + self._limits.rewritten_per_row * arrived
+        self._take(pieces, settle=settle)
+        for path in [path for path in self._over if path not in pieces]:
+            partition = self._partitions[path]
+            if self._affords(sum(part.rows for part in partition.parts), settle=settle):
+                self._write(partition, self._packed(partition), self._columns(partition))
+                del self._over[path]
+        self._renew_heads()
+        if self.is_settled:
+            self._credit_rows = 0
+
+    def _take(self, pieces: Mapping[PartitionPath, list[Rows]], *, settle: bool) -> None:
+        """Bring rows to where they belong, those first that rewrite the least."""
+        waiting: list[tuple[int, PartitionPath, Rows | None]] = []
+        for path, found in pieces.items():
+            rows = merged(self._layout, found)
+            partition = self._partitions.get(path) or self._new_partition(path, pieces.keys())
+            new = self._late_part(partition, rows)
+            if not self._cost(partition, [new]) and not any(new.overlaps(late) for late in partition.late):
+                self._merge(partition, rows)
+            else:
+                waiting.append((self._cost(partition, [*partition.late, new]), path, rows))
+        for path in self._with_late.keys() - pieces.keys():
+            partition = self._partitions[path]
+            waiting.append((self._cost(partition, partition.late), path, None))
+        for cost, path, rest in sorted(waiting, key=lambda one: one[:2]):
+            partition = self._partitions[path]
+            if self._affords(cost, settle=settle):
+                self._merge_late(partition, rest)
+            elif rest is not None:
+                self._put_aside(partition, rest)
+
+    def _affords(self, cost: int, *, settle: bool) -> bool:
+        affords = settle or cost <= self._credit_rows
+        if affords:
+            self._credit_rows -= cost
+        return affords
+
+    @staticmethod
+    def _cost(partition: _Partition, news: Sequence[_Part]) -> int:
+        """Return how many rows of parts must be written anew to take in *news*."""
+        if any(new.widens for new in news):
+            return sum(part.rows for part in partition.parts)
+        return sum(part.rows for part in partition.parts if any(new.has_rows_in(part) for new in news))
+
+    def _merge_late(self, partition: _Partition, rows: Rows | None) -> None:
+        late = [self._rows(part) for part in partition.late]
+        self._merge(partition, merged(self._layout, late if rows is None else [*late, rows]))
+        for part in partition.late:
+            self._storage.remove(part.name)
+        partition.late = []
+        self._with_late.pop(partition.path, None)
+
+    def _put_aside(self, partition: _Partition, rows: Rows) -> None:
+        part = self._late_part(partition, rows)
+        part.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}"
+        self._store(part, rows.extras(self._layout))
+        partition.late.append(part)
+        self._with_late[partition.path] = None
+
+    def _late_part(self, partition: _Partition, rows: Rows) -> _Part:
+        widens = bool(partition.parts) and not rows.extras(self._layout) <= self._columns(partition)
+        return _Part.of(rows, widens=widens)
+
+    def _merge(self, partition: _Partition, rows: Rows) -> None:
+        """Make *rows* part of *partition*: as parts of their own, or merged with those that they meet."""
+        had = self._columns(partition)
+        columns = had | rows.extras(self._layout)
+        most = self._most_rows(columns)
+        parts: list[_Part] = []
+        # A row belongs to the first part that does not end before it.
+        belongs_to = np.searchsorted([part.last_ms for part in partition.parts], rows.times_ms())
+        for number, there in enumerate([*partition.parts, None]):
+            mine = rows.where(belongs_to == number)
+            meets = there is not None and len(mine) > 0 and mine.times_ms().max() >= there.first_ms
+            if there is not None and meets:
+                mine = merged(self._layout, [self._rows(there), mine])
+            parts += [_Part.of(piece) for piece in cut(mine, most)]
+            if there is not None and not meets:
+                parts.append(there if columns == had else _Part.of(self._rows(there)))
+        while (run := _small_run([part.rows for part in parts], most)) is not None:
+            parts[slice(*run)] = [self._joined(parts[slice(*run)])]
+        self._write(partition, parts, columns)
+
+    def _packed(self, partition: _Partition) -> list[_Part]:
+        """Return the parts of *partition* as few large ones."""
+        most = self._most_rows(self._columns(partition))
+        runs: list[list[_Part]] = [[]]
+        for part in partition.parts:
+            if runs[-1] and sum(one.rows for one in runs[-1]) + part.rows > most:
+                runs.append([])
+            runs[-1].append(part)
+        return [run[0] if len(run) == 1 else self._joined(run) for run in runs]
+
+    def _most_rows(self, columns: frozenset[str]) -> int:
+        return max(1, self._limits.part_cells // (len(columns) + len(self._layout.fixed)))
+
+    def _joined(self, parts: Sequence[_Part]) -> _Part:
+        return _Part.of(merged(self._layout, [self._rows(part) for part in parts]))
+
+    def _write(self, partition: _Partition, parts: list[_Part], columns: frozenset[str]) -> None:
+        """Let *parts* be those of *partition*; those that have no name yet are written."""
+        stay = {part.name for part in parts if part.name}
+        for part in partition.parts:
+            if part.name not in stay:
+                self._storage.remove(part.name)
+        for part in parts:
+            if not part.name:
+                part.name = f"{partition.folder}/part-{self._next_name()}{SUFFIX}"
+                self._store(part, columns)
+        self.part_count += len(parts) - len(partition.parts)
+        if columns != partition.columns or not partition.parts:
+            partition.columns = columns
+            self._note_columns(partition)
+        partition.parts = parts
+        self._note_looseness(partition)
+
+    def _store(self, part: _Part, columns: frozenset[str]) -> None:
+        if part.fresh is not None:
+            self._storage.replace(part.name, [encoded(self._layout, part.fresh, columns)], part.note)
+        part.fresh = None
+
+    def _rows(self, part: _Part) -> Rows:
+        if part.fresh is not None:
+            return part.fresh
+        with self._storage.reading(part.name) as file:
+            return decoded(file.read())
+
+    def _next_name(self) -> str:
+        self._written += 1
+        return f"{self._storage.generation + 1:08}-{self._written:04}"
+
+    def _columns(self, partition: _Partition) -> frozenset[str]:
+        if partition.columns is None:
+            partition.columns = self._columns_of(partition.parts[0].name)
+        return partition.columns
+
+    def _columns_of(self, name: str) -> frozenset[str]:
+        with self._storage.reading(name) as file:
+            return decoded_extras(self._layout, file.read())
+
+    def _new_partition(self, path: PartitionPath, busy: Container[PartitionPath]) -> _Partition:
+        self._over.update(dict.fromkeys(other for other in self._loose[path[:-1]] if other not in busy))
+        partition = self._partitions[path] = _Partition(path, columns=frozenset())
+        return partition
+
+    def _note_looseness(self, partition: _Partition) -> None:
+        loose = self._loose[partition.path[:-1]]
+        if len(partition.parts) > 1:
+            loose[partition.path] = None
+        else:
+            loose.pop(partition.path, None)
+
+    def _note_columns(self, partition: _Partition) -> None:
+        """Tell the folders that *partition* is in of its columns."""
+        path, columns = partition.path, self._columns(partition)
+        for depth in range(len(path)):
+            node = self._nodes.get(path[:depth])
+            if node is None:
+                self._nodes[path[:depth]] = _Node(path, columns)
+                continue
+            if node.columns is None:
+                node.columns = self._columns_of(node.head) if node.head else self._columns(self._partitions[node.first])
+            if path < node.first or node.columns != columns:
+                node.first, node.columns = min(path, node.first), node.columns | columns
+                self._changed_nodes.add(path[:depth])
+
+    def _renew_heads(self) -> None:
+        """Write the heads of folders that have other columns, or another first partition, than before."""
+        for path in sorted(self._changed_nodes):
+            node = self._nodes[path]
+            head = _head_name(node.first, len(path))
+            if node.head not in ("", head):
+                self._storage.remove(node.head)
+            content = encoded(self._layout, no_rows(self._layout), node.columns or ())
+            self._storage.replace(head, [content], "/".join(path))
+            node.head = head
+        self._changed_nodes.clear()
+
+    def _restore(self) -> None:
+        """Find out what there is from the notes of the storage's files."""
+        heads: dict[PartitionPath, str] = {}
+        for name, state in self._storage.files.items():
+            folder, _, last = name.rpartition("/")
+            if last.startswith(_HEAD):
+                heads[tuple(state.note.split("/")) if state.note else ()] = name
+                continue
+            is_late = folder.startswith(f"{_LATE_FOLDER}/")
+            path = tuple(folder.removeprefix(f"{_LATE_FOLDER}/").split("/"))
+            partition = self._partitions.setdefault(path, _Partition(path))
+            (partition.late if is_late else partition.parts).append(_Part.there(name, state.note))
+        last_of: dict[PartitionPath, PartitionPath] = {}
+        for path, partition in self._partitions.items():
+            partition.parts.sort(key=lambda part: part.first_ms)
+            partition.late.sort(key=lambda part: part.name)
+            self.part_count += len(partition.parts)
+            if partition.late:
+                self._with_late[path] = None
+            self._note_looseness(partition)
+            last_of[path[:-1]] = max(path, last_of.get(path[:-1], path))
+            for depth in range(len(path)):
+                node = self._nodes.setdefault(path[:depth], _Node(path, head=heads.get(path[:depth], "")))
+                node.first = min(node.first, path)
+        self._over.update(
+            (path, None) for loose in self._loose.values() for path in loose if path != last_of[path[:-1]]
+        )
+
+
+def _small_run(rows: Sequence[int], most: int) -> tuple[int, int] | None:
+    """Return which adjoining parts to merge: the fewest rows that all end in a part twice as large as their own."""
+    best: tuple[int, int, int] | None = None
+    for first in range(len(rows) - _FEWEST_MERGED + 1):
+        for last in range(first + _FEWEST_MERGED, min(first + _MOST_MERGED, len(rows)) + 1):
+            total = sum(rows[first:last])
+            if 2 * max(rows[first:last]) <= total <= most and (best is None or total < best[0]):
+                best = total, first, last
+    return best and best[1:]
+
+
+def _head_name(first: PartitionPath, depth: int) -> str:
+    """Return a file's name that comes before all others of the folder that the first *depth* names of *first* are.
+
+    The name of a folder below it is spelled with an escape more: so it comes before those of the others, and
+    means the same. A date is not, for DuckDB would take it for a text.
+    """
+    folders = list(first)
+    for level in range(depth, len(folders) - 1):
+        if plain := _FIRST_PLAIN.fullmatch(folders[level]):
+            before, character, after = plain.groups()
+            folders[level] = f"{before}%{ord(character):02X}{after}"
+            break
+    return f"{'/'.join(folders)}/{_HEAD}{depth}{SUFFIX}"

@@ -1,0 +1,228 @@
+"""Rows of Parquet parts in memory: sorted, one a key, and to and from a file's bytes. Pure."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingestor.core.chunk import Int64Array
+
+TIME = "timestamp"
+TIME_TYPE = pa.timestamp("ms", "UTC")
+TEXT = pa.dictionary(pa.int32(), pa.string())
+
+COMMON_RANK = 0
+"""Of rows whose rank is not written down."""
+
+_RANKS = b"podstream.ranks"
+"""A file cannot say in its columns which of its rows are partial or revised: its metadata does, where any are."""
+
+_RUN = np.dtype([("rows", "<i8"), ("rank", "<i8")])
+
+_MANY_ROWS = 10_000
+"""From here on repeated numbers are worth a dictionary; in small files its page costs more than it saves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the parts of a store have in common."""
+
+    fixed: pa.Schema
+    """The columns that all parts have; texts are `TEXT`, one column is `TIME`."""
+    keys: tuple[str, ...]
+    """Those that name a row, in the order that rows are sorted by."""
+    extra: pa.DataType
+    """The type of all other columns, which come and stay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one partition."""
+
+    table: pa.Table
+    ranks: Int64Array
+    """Of two rows with one key the higher rank stays, of equals the later."""
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def times_ms(self) -> Int64Array:
+        times: Int64Array = _numbers(self.table[TIME])
+        return times
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Rows:
+        return Rows(self.table.filter(pa.array(chosen)), self.ranks[chosen])
+
+    def slice(self, start: int, length: int) -> Rows:
+        return Rows(self.table.slice(start, length), self.ranks[start : start + length])
+
+    def extras(self, layout: Layout) -> frozenset[str]:
+        return frozenset(self.table.column_names) - frozenset(layout.fixed.names)
+
+
+def merged(layout: Layout, pieces: Sequence[Rows]) -> Rows:
+    """Return the rows of *pieces*, which came in this order, sorted and one a key."""
+    rows = pieces[0] if len(pieces) == 1 else _joined(layout, pieces)
+    keys = [_sortable(rows.table[name]) for name in layout.keys]
+    if _rises(keys):
+        return rows
+    ranks = [] if _is_constant(rows.ranks) else [rows.ranks]
+    # Stable: of equal keys and ranks the later comes last.
+    order = np.lexsort([*ranks, *reversed(keys)])
+    is_last = np.zeros(len(order), np.bool_)
+    is_last[-1:] = True
+    for key in keys:
+        ordered = key[order]
+        is_last[:-1] |= ordered[1:] != ordered[:-1]
+    order = order[is_last]
+    return Rows(rows.table.take(pa.array(order)), rows.ranks[order])
+
+
+def no_rows(layout: Layout) -> Rows:
+    return Rows(layout.fixed.empty_table(), np.empty(0, np.int64))
+
+
+def cut(rows: Rows, most: int) -> list[Rows]:
+    """Cut *rows* between moments into pieces of about *most* rows, each later than the one before."""
+    if not len(rows):
+        return []
+    pieces = -(-len(rows) // most)
+    if pieces == 1:
+        return [rows]
+    _, moment, counts = np.unique(rows.times_ms(), return_inverse=True, return_counts=True)
+    rows_before = np.cumsum(counts) - counts
+    piece = (rows_before * pieces // len(rows))[moment]
+    return [rows.where(piece == number) for number in np.unique(piece).tolist()]
+
+
+def encoded(layout: Layout, rows: Rows, extras: Iterable[str]) -> pa.Buffer:
+    """Return the bytes of a file of *rows* with the columns of *layout* and *extras*."""
+    names = [*layout.fixed.names, *sorted(extras)]
+    have = set(rows.table.column_names)
+    columns = [rows.table[name] if name in have else pa.nulls(len(rows), layout.extra) for name in names]
+    metadata = {} if (rows.ranks == COMMON_RANK).all() else {_RANKS: _packed(rows.ranks)}
+    table = pa.table(dict(zip(names, columns, strict=True))).replace_schema_metadata(metadata)
+    texts = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table,
+        sink,
+        row_group_size=max(len(rows), 1),
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=True if len(rows) >= _MANY_ROWS else texts,
+        write_page_checksum=True,
+        # Else readers would be told of our dictionaries, and make categories of texts.
+        store_schema=False,
+    )
+    return sink.getvalue()
+
+
+def decoded(data: bytes) -> Rows:
+    """Read the bytes of a file.
+
+    Raises:
+        ValueError: they are not those of a file as `encoded` writes it.
+    """
+    try:
+        texts = [field.name for field in _schema(data) if pa.types.is_string(field.type)]
+        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+            metadata: dict[bytes, bytes] = file.metadata.metadata or {}
+        ranks = _unpacked(metadata[_RANKS]) if _RANKS in metadata else np.full(len(table), COMMON_RANK, np.int64)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+    if len(ranks) != len(table):
+        raise ValueError(f"it has {len(table)} rows and {len(ranks)} ranks")
+    return Rows(table.replace_schema_metadata(None), ranks)
+
+
+def decoded_extras(layout: Layout, data: bytes) -> frozenset[str]:
+    """Return the names of the columns that a file has beside those of *layout*.
+
+    Raises:
+        ValueError: *data* is no Parquet file.
+    """
+    try:
+        return frozenset(_schema(data).names) - frozenset(layout.fixed.names)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _schema(data: bytes) -> pa.Schema:
+    return pq.read_schema(pa.BufferReader(data))
+
+
+def _joined(layout: Layout, pieces: Sequence[Rows]) -> Rows:
+    types = {field.name: field.type for field in layout.fixed}
+    names = list(dict.fromkeys([*types, *(name for piece in pieces for name in piece.table.column_names)]))
+    schema = pa.schema([(name, types.get(name, layout.extra)) for name in names])
+    tables = []
+    for piece in pieces:
+        have = set(piece.table.column_names)
+        columns = [
+            piece.table[name] if name in have else pa.nulls(len(piece), kind)
+            for name, kind in zip(names, schema.types, strict=True)
+        ]
+        tables.append(pa.table(columns, schema=schema))
+    return Rows(pa.concat_tables(tables), np.concatenate([piece.ranks for piece in pieces]))
+
+
+def _numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    if pa.types.is_timestamp(column.type):
+        column = column.cast(pa.int64())
+    numbers: npt.NDArray[Any] = column.to_numpy()
+    return numbers
+
+
+def _sortable(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return numbers that are ordered as the values are."""
+    if not pa.types.is_dictionary(column.type):
+        return _numbers(column)
+    whole = column.unify_dictionaries().combine_chunks()
+    if isinstance(whole, pa.ChunkedArray):
+        whole = whole.chunk(0) if whole.num_chunks else pa.array([], TEXT)
+    order = pc.sort_indices(whole.dictionary).to_numpy()
+    places = np.empty(len(order), np.int32)
+    places[order] = np.arange(len(order), dtype=np.int32)
+    sortable: npt.NDArray[Any] = places[whole.indices.to_numpy()]
+    return sortable
+
+
+def _rises(keys: Sequence[npt.NDArray[Any]]) -> bool:
+    """Tell whether each row's key is above the one before."""
+    is_above = np.zeros(max(len(keys[0]) - 1, 0), np.bool_)
+    is_equal = ~is_above
+    for key in keys:
+        is_above |= is_equal & (key[1:] > key[:-1])
+        is_equal &= key[1:] == key[:-1]
+    return bool(is_above.all())
+
+
+def _is_constant(ranks: Int64Array) -> bool:
+    return bool((ranks[1:] == ranks[:-1]).all())
+
+
+def _packed(ranks: Int64Array) -> bytes:
+    starts = np.flatnonzero(np.diff(ranks, prepend=ranks[0] - 1))
+    runs = np.empty(len(starts), _RUN)
+    runs["rows"], runs["rank"] = np.diff(starts, append=len(ranks)), ranks[starts]
+    # Text, for some readers take metadata for UTF-8.
+    plain = runs.tobytes()
+    return b"%d:%b" % (len(plain), base64.b64encode(pa.Codec("zstd").compress(plain).to_pybytes()))
+
+
+def _unpacked(text: bytes) -> Int64Array:
+    size, _, packed = text.partition(b":")
+    plain = pa.Codec("zstd").decompress(base64.b64decode(packed), int(size)).to_pybytes()
+    runs = np.frombuffer(plain, _RUN)
+    ranks: Int64Array = np.repeat(runs["rank"], runs["rows"])
+    return ranks
