@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ingestor.core.durations import ChunkSize
-from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
+from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster
-from stream_app.records import Record, decode_record
+from stream_app.records import Records, decode_records
 from stream_app.sink_loop import LoopSettings, run_loop
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Storage
+from stream_app.sinks.csv_style import CsvStyle
 from stream_app.sinks.formats import SINKS
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,9 @@ class FilesSettings:
 
     method: str | None = None
     """Take records of this method only; None: there is only one."""
+
+    style: CsvStyle = field(default_factory=CsvStyle)
+    """Of CSV files."""
 
     until_idle: bool = False
     """Return when all that is committed has been read and nothing came for *idle_s*; else only on *stop*."""
@@ -103,13 +109,17 @@ def run_files(
         settings.commit_s,
         settings.commit_rows,
     )
-    options = {"format": settings.file_format, "group_by": ",".join(sorted(settings.group_by))}
+    options = {
+        "format": settings.file_format,
+        "group_by": ",".join(sorted(settings.group_by)),
+        **settings.style.options(),
+    }
     files: _Files | None = None
     progress = FilesProgress()
 
     def open_files(storage: Storage) -> _Files:
         nonlocal files
-        sink = SINKS[settings.file_format](storage, settings.group_by)
+        sink = SINKS[settings.file_format](storage, settings.group_by, settings.style)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         files = _Files(sink, views, {topic: grouping == "service" for topic, grouping in grouping_of.items()})
         return files
@@ -136,20 +146,16 @@ class _Files:
         return self._sink.offsets
 
     def take(self, messages: Sequence[Any]) -> int:
-        records: list[tuple[int, Record]] = []
-        of_services, accepts = self._of_services, self._views.accepts
-        for message in messages:
-            topic, offset = message.topic(), message.offset()
-            try:
-                record = _record(message.value(), of_service=of_services[topic])
-                if accepts(record):
-                    records.append((offset, record))
-            except MalformedMessage as problem:
-                where = {"topic": topic, "partition": message.partition(), "offset": offset}
-                log.error("message skipped", extra={**where, "error": str(problem)})  # noqa: TRY400 - no defect of ours
-                self._malformed += 1
-        self._sink.write(records)
-        self._held += len(records)
+        for of_service in {self._of_services[message.topic()] for message in messages}:
+            mine = [message for message in messages if self._of_services[message.topic()] is of_service]
+            records, faults = read_rows(mine, of_service=of_service)
+            for place, fault in faults:
+                where = {name: getattr(mine[place], name)() for name in ("topic", "partition", "offset")}
+                log.error("message skipped", extra={**where, "error": fault})
+            self._malformed += len(faults)
+            records = self._views.chosen(records)
+            self._sink.write(records)
+            self._held += len(records)
         return self._held
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
@@ -172,28 +178,35 @@ class _ViewFilter:
             asked = View(chunk_size or view.chunk_size, method or view.method)
             raise ConfigError(f"{storage} holds records of {view}, not of {asked}: choose another --storage")
 
-    def accepts(self, record: Record) -> bool:
-        """Tell whether *record* is of the view.
+    def chosen(self, records: Records) -> Records:
+        """Return the records of the view.
 
         Raises:
-            SinkError: it is of a second one, and none was chosen.
+            SinkError: some are of a second one, and none was chosen.
         """
-        view = self.view
-        if view and record.chunk_size == view.chunk_size and record.method == view.method:
+        if not len(records):
+            return records
+        numbers, first_rows = np.unique(records.origin, return_index=True)
+        accepted = np.zeros(len(records.origins), bool)
+        for number in numbers[np.argsort(first_rows)].tolist():
+            chunk_size, method, _ = records.origins[number]
+            accepted[number] = self._accepts(View(chunk_size, method))
+        rows = np.flatnonzero(accepted[records.origin])
+        self.skipped += len(records) - len(rows)
+        return records if len(rows) == len(records) else records.take(rows)
+
+    def _accepts(self, view: View) -> bool:
+        if view == self.view:
             return True
-        if not self._is_chosen(record.chunk_size, record.method):
+        if not self._is_chosen(view.chunk_size, view.method):
             if not self.skipped:
-                log.info(
-                    "records of other views are left out", extra={"view": str(View(record.chunk_size, record.method))}
-                )
-            self.skipped += 1
+                log.info("records of other views are left out", extra={"view": str(view)})
             return False
-        other = View(record.chunk_size, record.method)
-        if view is None:
-            self.view = other
+        if self.view is None:
+            self.view = view
             return True
         raise SinkError(
-            f"the topic has records of two views ({view}; {other}): choose one with --chunk-size and --method, "
+            f"the topic has records of two views ({self.view}; {view}): choose one with --chunk-size and --method, "
             "and another --storage for the other"
         )
 
@@ -201,19 +214,30 @@ class _ViewFilter:
         return self._chosen[0] in (None, chunk_size) and self._chosen[1] in (None, method)
 
 
-def _record(value: bytes | None, *, of_service: bool) -> Record:
-    """Read a record that a file can hold.
+def read_rows(messages: Sequence[Any], *, of_service: bool) -> tuple[Records, list[tuple[int, str]]]:
+    """Read the records that a file can hold.
 
-    Raises:
-        MalformedMessage: it is none.
+    Returns:
+        The records; and for each message that is none, its place in *messages* and what is wrong.
     """
-    record = decode_record(value)
-    pod: Any = record.pod
-    if (pod is not None) if of_service else (type(pod) is not str):
-        raise MalformedMessage(f"a record's pod is {pod!r} in a topic of {'services' if of_service else 'pods'}")
-    if not 0 <= record.window_start_ms <= _LATEST_MS:
-        raise MalformedMessage(f"a record's window_start is {record.window_start_ms}, outside the years 1970 to 9999")
-    return record
+    values, offsets = [message.value() for message in messages], [message.offset() for message in messages]
+    records, malformed = decode_records(values, offsets)
+    faults = [(place, str(error)) for place, error in malformed]
+    fits = np.array([(pod is None) is of_service for _, pod, _ in records.whos], bool)[records.who]
+    in_time = (records.window_start_ms >= 0) & (records.window_start_ms <= _LATEST_MS)
+    if not (fits & in_time).all():
+        places = np.delete(np.arange(len(messages)), [place for place, _ in malformed])
+        for row in np.flatnonzero(~(fits & in_time)).tolist():
+            record = records.record(row)
+            kind = "services" if of_service else "pods"
+            fault = (
+                f"a record's window_start is {record.window_start_ms}, outside the years 1970 to 9999"
+                if fits[row]
+                else f"a record's pod is {record.pod!r} in a topic of {kind}"
+            )
+            faults.append((int(places[row]), fault))
+        records = records.take(np.flatnonzero(fits & in_time))
+    return records, sorted(faults)
 
 
 def _checked(settings: FilesSettings) -> tuple[str | None, str | None]:

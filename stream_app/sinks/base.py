@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from stream_app.records import Record
+from stream_app.records import Records
 
 Offsets = dict[str, dict[int, int]]
 """The next offset to read, by topic and partition."""
@@ -42,8 +42,11 @@ class Sink(Protocol):
     def file_count(self) -> int:
         """The number of files for users as of the last commit."""
 
-    def write(self, records: Sequence[tuple[int, Record]]) -> None:
-        """Take records, each with its offset; those of one partition in the order of their offsets."""
+    def write(self, records: Records) -> None:
+        """Take records; what they say of a window's pod or service is kept by the rule of row identity:
+
+        complete beats partial, then the higher revision, then the later offset.
+        """
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
         """Make all records that were written, and where to read on, durable together.

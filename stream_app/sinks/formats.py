@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from stream_app.sinks.base import Sink
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.csv_files import CsvSink
+from stream_app.sinks.csv_style import CsvStyle
 
-SINKS: dict[str, Callable[[Storage, Sequence[str]], Sink]] = {"csv": CsvSink}
-"""``--format`` -> the sink of an open storage and groupings."""
+SINKS: dict[str, Callable[[Storage, Sequence[str], CsvStyle], Sink]] = {"csv": CsvSink}
+"""``--format`` -> the sink of an open storage, groupings, and how text is written."""

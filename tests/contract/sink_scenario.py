@@ -7,11 +7,14 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from record_columns import columns
+
 from ingestor.core.time_range import iso
 from stream_app.records import Record
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
+from stream_app.sinks.csv_style import CsvStyle
 
 TOPIC, PARTITION = "metrics.pods", 0
 VIEW = View("1m", "mean")
@@ -33,7 +36,7 @@ def open_csv(folder: Path, group_by: Sequence[str] = ("pod",)) -> CsvSink:
     except BaseException:
         storage.close()
         raise
-    return CsvSink(storage, group_by)
+    return CsvSink(storage, group_by, CsvStyle())
 
 
 def record(
@@ -68,7 +71,7 @@ def play(sink: Sink, records: Sequence[Record], batch: int) -> None:
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)
     while at < len(records):
         end = min(at + batch, len(records))
-        sink.write(list(enumerate(records[at:end], at)))
+        sink.write(columns(records[at:end], at))
         sink.commit({TOPIC: {PARTITION: end}}, VIEW)
         at = end
 

@@ -20,11 +20,15 @@ import pytest
 import sink_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_columns import columns
 from sink_scenario import TOPIC, VIEW, expected, found, identity, long_scenario, open_csv, play, record
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Sink
 from stream_app.sinks.checkpoint import Identity, Storage
+
+PATHS = [Path(__file__).parents[2], Path(__file__).parents[1]]
+"""Where child processes find what is ours, and what is the tests'."""
 
 SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv}
 
@@ -119,7 +123,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     """Killed again and again, the writer ends with the files of one that was not."""
     records, command = 6_000, [sys.executable, sink_scenario.__file__, str(tmp_path)]
     chance, kills = random.Random(7), 0
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     while True:
         with subprocess.Popen([*command, str(records), "40"], stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdout is not None
@@ -184,7 +188,7 @@ def test_files_changed_while_we_run_are_refused(tmp_path: Path, rows: list[Any])
     path = tmp_path / "prod/api.csv"
     path.write_bytes(path.read_bytes() + b"mine\n")
     content = path.read_bytes()
-    sink.write(list(enumerate(rows, 4)))
+    sink.write(columns(rows, 4))
     with pytest.raises(SinkError, match="changed by something else"):
         sink.commit({TOPIC: {0: 6}}, VIEW)
     sink.close()
@@ -267,7 +271,7 @@ except SinkError as error:
     print(error)
     assert found(folder) == before
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     result = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     )

@@ -9,15 +9,18 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from record_columns import columns
 
 from ingestor.core.errors import SinkError
 from stream_app.records import Record
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
-from stream_app.sinks.csv_text import Table, latest
+from stream_app.sinks.csv_style import CsvStyle
+from stream_app.sinks.csv_text import Table
 
 NOON_MS = 1_795_435_200_000
+DEFAULT = CsvStyle()
 INF, NAN = float("inf"), float("nan")
 
 
@@ -39,14 +42,16 @@ def record(minute: int, pod: str | None, metrics: dict[str, float], service: str
     )
 
 
-def write(folder: Path, *commits: list[Record], group_by: tuple[str, ...] = ("pod",)) -> None:
+def write(
+    folder: Path, *commits: list[Record], group_by: tuple[str, ...] = ("pod",), style: CsvStyle = DEFAULT
+) -> None:
     """Write each list in a commit of its own, by a process of its own."""
     for commit in commits:
         storage = Storage(folder)
         storage.open(Identity("c", {"t": "i"}, {"group_by": ",".join(group_by)}))
-        sink = CsvSink(storage, group_by)
+        sink = CsvSink(storage, group_by, style)
         at = sink.offsets.get("t", {}).get(0, 0)
-        sink.write(list(enumerate(commit, at)))
+        sink.write(columns(commit, at))
         sink.commit({"t": {0: at + len(commit)}}, View("1m", "mean"))
         sink.close()
 
@@ -140,7 +145,7 @@ def test_cells_are_written_as_repr(values: list[float | None]) -> None:
     """The fast path writes what Python does: orjson's spelling may change, ours may not."""
     names = [f"m{i}" for i in range(len(values))]
     metrics = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-    (line,) = Table(names, with_pod=True).lines([(NOON_MS, "a", 0, record(0, "a", metrics))]) or []
+    (line,) = Table(names, DEFAULT, with_pod=True).lines(columns([record(0, "a", metrics)], 0))
     spelled = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
     cells = ["" if value is None else spelled.get(repr(value), repr(value)) for value in values]
     assert line.decode() == "2026-11-23T12:00:00Z,a," + ",".join(cells) + "\n"
@@ -148,12 +153,6 @@ def test_cells_are_written_as_repr(values: list[float | None]) -> None:
 
 @given(st.lists(st.text(), max_size=5, unique=True), st.booleans())
 def test_any_header_can_be_read_back(metrics: list[str], with_pod: bool) -> None:  # noqa: FBT001
-    table = Table(metrics, with_pod=with_pod)
-    read = Table.read(io.BytesIO(table.header() + b"rest\n"), with_pod=with_pod)
+    table = Table(metrics, DEFAULT, with_pod=with_pod)
+    read = Table.read(io.BytesIO(table.header() + b"rest\n"), DEFAULT, with_pod=with_pod)
     assert read.metrics == tuple(metrics)
-
-
-def test_rows_that_are_in_order_are_taken_as_they_are() -> None:
-    rows = [(NOON_MS, "a", 0, record(0, "a", {})), (NOON_MS, "b", 1, record(0, "b", {}))]
-    assert latest(rows) is rows
-    assert latest(rows[::-1]) == rows
