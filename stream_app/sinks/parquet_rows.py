@@ -108,21 +108,22 @@ def encoded(layout: Layout, rows: Rows, extras: Iterable[str]) -> pa.Buffer:
     names = [*layout.fixed.names, *sorted(extras)]
     have = set(rows.table.column_names)
     columns = [rows.table[name] if name in have else pa.nulls(len(rows), layout.extra) for name in names]
-    metadata = {} if (rows.ranks == COMMON_RANK).all() else {_RANKS: _packed(rows.ranks)}
-    table = pa.table(dict(zip(names, columns, strict=True))).replace_schema_metadata(metadata)
-    texts = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
+    table = pa.table(dict(zip(names, columns, strict=True)))
+    few = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=max(len(rows), 1),
+        table.schema,
         compression="zstd",
         compression_level=1,
-        use_dictionary=True if len(rows) >= _MANY_ROWS else texts,
+        use_dictionary=True if len(rows) >= _MANY_ROWS else few,
         write_page_checksum=True,
         # Else readers would be told of our dictionaries, and make categories of texts.
         store_schema=False,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=max(len(rows), 1))
+        if not (rows.ranks == COMMON_RANK).all():
+            writer.add_key_value_metadata({_RANKS: _packed(rows.ranks)})
     return sink.getvalue()
 
 
