@@ -163,6 +163,16 @@ class _Files:
         self._rows += self._held
         self._held = 0
 
+    @property
+    def is_behind(self) -> bool:
+        return self._sink.is_behind
+
+    def complete(self) -> None:
+        self._sink.complete()
+
+    def finish(self) -> None:
+        self._sink.finish()
+
     def progress(self, behind: int) -> FilesProgress:
         return FilesProgress(self._rows, self._sink.file_count, self._malformed, self._views.skipped, behind)
 

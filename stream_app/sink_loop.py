@@ -36,6 +36,10 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.25
 """How soon a stop is noticed."""
 _REQUEST_S = 10.0
+_CALM_S = 2.0
+"""Nothing has come for so long: a good moment to complete files."""
+_COMPLETING_SHARE = 10
+"""Completing files takes at most one part in so many of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,9 @@ class LoopSettings:
 
     commit_rows: int = 50_000
     """Commit earlier when the target holds so many."""
+
+    complete_s: float = 60.0
+    """Files show what was read at most so late, or later where bringing that about takes a tenth of the time."""
 
     batch_messages: int = 5_000
     """Take at most so many at once."""
@@ -89,6 +96,24 @@ class Target(Protocol):
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
         """Make all that is held, and where to read on, durable together.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether files do not show yet all that the last commit holds."""
+
+    def complete(self) -> None:
+        """Bring the files to what the last commit holds; nothing is held.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
+    def finish(self) -> None:
+        """Do `complete`, and what is done once, where nothing more is to come.
 
         Raises:
             SinkError: this cannot be done.
@@ -163,6 +188,7 @@ class _Loop:
         self._offsets: Offsets = {topic: dict(target.offsets.get(topic, {})) for topic in topics}
         self._held = 0
         self._moved = False
+        self._completed_at, self._completing_s = time.monotonic(), 0.0
 
     def assign(self) -> None:
         """Begin where the files end, or at what Kafka still has.
@@ -192,12 +218,29 @@ class _Loop:
             now = time.monotonic()
             if self._held >= settings.commit_rows or now - committed_at >= settings.commit_s:
                 self._commit()
+                self._complete_in_time(is_calm=now - moved_at >= _CALM_S)
                 committed_at = time.monotonic()
             if settings.until_idle and now - moved_at >= settings.idle_s:
                 if self._reached_end():
-                    break
+                    self._commit()
+                    self._target.finish()
+                    return
                 moved_at = now
         self._commit()
+        self._target.complete()
+
+    def _complete_in_time(self, *, is_calm: bool) -> None:
+        """Complete files now and then: when nothing comes, or nothing was completed for long."""
+        if not self._target.is_behind:
+            self._completed_at = time.monotonic()
+            return
+        since_s = time.monotonic() - self._completed_at
+        if since_s < self._completing_s * _COMPLETING_SHARE or not (is_calm or since_s >= self._settings.complete_s):
+            return
+        began = time.monotonic()
+        self._target.complete()
+        self._completed_at = time.monotonic()
+        self._completing_s = self._completed_at - began
 
     def _take(self, messages: list[Any]) -> bool:
         """Hand messages on; return whether the position moved."""

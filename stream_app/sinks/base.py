@@ -51,9 +51,29 @@ class Sink(Protocol):
     def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
         """Make all records that were written, and where to read on, durable together.
 
+        Files may not show all of it yet: see *is_behind*.
+
         Raises:
             SinkError: this cannot be done; all is as of the last commit, at the latest
                 after the next start.
+        """
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether files do not show yet all that the last commit holds, because that would have cost too much."""
+
+    def complete(self) -> None:
+        """Bring the files to what the last commit holds; to be called after one.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
+    def finish(self) -> None:
+        """Do `complete`, and what is done once, where nothing more is to come.
+
+        Raises:
+            SinkError: this cannot be done.
         """
 
     def close(self) -> None:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import isnan
-from typing import BinaryIO
 
 import numpy as np
 import orjson
@@ -31,7 +30,7 @@ COMMON_RANK: Rank = (True, 0)
 Arrival = tuple[Key, Rank, bytes]
 """A row that is to be merged into a file, and its line."""
 
-_NONE: Arrival = ((-1, ""), COMMON_RANK, b"")
+_NEVER_MS = 2**63
 
 
 class Table:
@@ -46,13 +45,13 @@ class Table:
         self._known = frozenset(metrics)
 
     @classmethod
-    def read(cls, file: BinaryIO, style: CsvStyle, *, with_pod: bool) -> Table:
+    def read(cls, file: Iterator[bytes], style: CsvStyle, *, with_pod: bool) -> Table:
         """Read the header and leave *file* at the first row.
 
         Raises:
             ValueError: the file does not begin with such a header.
         """
-        names = cells_of(next(_logical_lines(file), b"\n"))
+        names = cells_of(next(logical_lines(file), b"\n"))
         fixed = ["timestamp", "pod"] if with_pod else ["timestamp"]
         if names[: len(fixed)] != fixed:
             raise ValueError(f"its first columns are {names[: len(fixed)]}, not {fixed}")
@@ -66,6 +65,15 @@ class Table:
         """Return a table with a column for all *metrics*, new ones at the end, by name."""
         new = set(metrics) - self._known
         return Table((*self.metrics, *sorted(new)), self._style, with_pod=self.with_pod) if new else self
+
+    def with_metrics(self, metrics: Sequence[str]) -> Table:
+        """Return a table with columns for these metrics, none of which has one, at the end."""
+        return Table((*self.metrics, *metrics), self._style, with_pod=self.with_pod) if metrics else self
+
+    def without(self, columns: Collection[int]) -> Table:
+        """Return a table without the metrics of these numbers."""
+        kept = [name for column, name in enumerate(self.metrics) if column not in columns]
+        return Table(kept, self._style, with_pod=self.with_pod)
 
     def padded(self, narrower: Table, line: bytes) -> bytes:
         """Return a line of a table with only the first of these columns, with all of them."""
@@ -107,13 +115,13 @@ class Table:
 
 
 def merged(
-    file: BinaryIO,
+    file: Iterator[bytes],
     old: Table,
     new: Table,
     style: CsvStyle,
     arrivals: Iterator[Arrival],
     ranks: Mapping[Key, Rank],
-    stayed: list[tuple[Key, Rank]],
+    noted: list[tuple[Key, Rank]],
 ) -> Iterator[bytes]:
     """Yield the lines of *file* and of *arrivals* as one table in the order of their keys.
 
@@ -122,33 +130,37 @@ def merged(
         old: the columns of *file*.
         new: those of *arrivals*; *old*, and others behind.
         style: of both.
-        arrivals: sorted, one a key.
+        arrivals: sorted, one a key; they came later than what is in *file*.
         ranks: of the rows of *file* that have another than ``COMMON_RANK``.
-        stayed: is filled with those of *arrivals* that are in the result.
+        noted: is filled with the ranks of those of *arrivals* that are in the result, where
+            they are another than *ranks* says.
 
     Raises:
         ValueError: a line of *file* does not begin with a timestamp and a pod.
     """
     yield new.header()
-    next_key, rank, text = arriving = next(arrivals, _NONE)
+    # No key is so high.
+    none: Arrival = ((_NEVER_MS, ""), COMMON_RANK, b"")
+    next_key, rank, text = next(arrivals, none)
     for key, line in keyed_lines(file, style, with_pod=old.with_pod):
-        while arriving is not _NONE and next_key < key:
-            stayed.append((next_key, rank))
+        while next_key < key:
+            if rank != COMMON_RANK:
+                noted.append((next_key, rank))
             yield text
-            next_key, rank, text = arriving = next(arrivals, _NONE)
-        if arriving is not _NONE and next_key == key:
-            wins = rank >= ranks.get(key, COMMON_RANK)
-            if wins:
-                stayed.append((key, rank))
-                yield text
-            next_key, rank, text = arriving = next(arrivals, _NONE)
-            if wins:
-                continue
-        yield new.padded(old, line)
-    while arriving is not _NONE:
-        stayed.append((next_key, rank))
+            next_key, rank, text = next(arrivals, none)
+        if next_key == key:
+            was = ranks.get(key, COMMON_RANK)
+            if rank != was and rank >= was:
+                noted.append((key, rank))
+            yield text if rank >= was else new.padded(old, line)
+            next_key, rank, text = next(arrivals, none)
+        else:
+            yield new.padded(old, line)
+    while text:
+        if rank != COMMON_RANK:
+            noted.append((next_key, rank))
         yield text
-        next_key, rank, text = arriving = next(arrivals, _NONE)
+        next_key, rank, text = next(arrivals, none)
 
 
 def _respelled(text: bytes, mark: bytes) -> bytes:
@@ -184,7 +196,7 @@ def keyed_lines(file: Iterable[bytes], style: CsvStyle, *, with_pod: bool) -> It
     """
     read_time = style.time_reader()
     last, start_ms = b"", 0
-    for line in _logical_lines(file):
+    for line in logical_lines(file):
         if b'"' in line:
             cells = cells_of(line)
             timestamp, pod = cells[0].encode(), cells[1] if with_pod and len(cells) > 1 else ""
@@ -196,7 +208,7 @@ def keyed_lines(file: Iterable[bytes], style: CsvStyle, *, with_pod: bool) -> It
         yield (start_ms, pod), line
 
 
-def _logical_lines(file: Iterable[bytes]) -> Iterator[bytes]:
+def logical_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     """Yield rows with their line end; one with a line break inside quotes is several lines of the file."""
     lines = iter(file)
     for line in lines:

@@ -67,13 +67,17 @@ def record(
 
 
 def play(sink: Sink, records: Sequence[Record], batch: int) -> None:
-    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index."""
+    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index.
+
+    Files are complete afterwards.
+    """
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)
     while at < len(records):
         end = min(at + batch, len(records))
         sink.write(columns(records[at:end], at))
         sink.commit({TOPIC: {PARTITION: end}}, VIEW)
         at = end
+    sink.complete()
 
 
 def expected(records: Iterable[Record]) -> Files:

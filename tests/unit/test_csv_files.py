@@ -53,6 +53,7 @@ def write(
         at = sink.offsets.get("t", {}).get(0, 0)
         sink.write(columns(commit, at))
         sink.commit({"t": {0: at + len(commit)}}, View("1m", "mean"))
+        sink.complete()
         sink.close()
 
 
