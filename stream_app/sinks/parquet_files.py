@@ -15,7 +15,7 @@ import pyarrow as pa
 from stream_app.records import BoolArray, Float64Array, Int64Array, Records, joined
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Storage
-from stream_app.sinks.parquet_parts import PartitionPath, PartStore
+from stream_app.sinks.parquet_parts import Limits, PartitionPath, PartStore
 from stream_app.sinks.parquet_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
 from stream_app.sinks.paths import column_name, hive
 
@@ -44,14 +44,15 @@ class ParquetSink:
     Args:
         storage: the folder, and nobody else's.
         group_by: ``pod``, ``service`` or both.
+        limits: how large parts get, and how much is written anew.
     """
 
-    def __init__(self, storage: Storage, group_by: Sequence[str]) -> None:
+    def __init__(self, storage: Storage, group_by: Sequence[str], limits: Limits | None = None) -> None:
         self._storage = storage
         groupings = sorted(set(group_by))
         roots: dict[str, PartitionPath] = {name: (hive("group", name),) * (len(groupings) > 1) for name in groupings}
         layouts = {"pod": _POD, "service": _SERVICE}
-        self._stores = {name == "service": PartStore(storage, layouts[name], root=roots[name]) for name in groupings}
+        self._stores = {name == "service": PartStore(storage, layouts[name], roots[name], limits) for name in groupings}
         self._held: list[Records] = []
 
     @property

@@ -21,7 +21,18 @@ import sink_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_columns import columns
-from sink_scenario import TOPIC, VIEW, expected, found, identity, long_scenario, open_csv, play, record
+from sink_scenario import (
+    SINKS,
+    TOPIC,
+    VIEW,
+    expected,
+    found,
+    identity,
+    long_scenario,
+    open_csv,
+    play,
+    record,
+)
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Sink
@@ -29,8 +40,6 @@ from stream_app.sinks.checkpoint import Identity, Storage
 
 PATHS = [Path(__file__).parents[2], Path(__file__).parents[1]]
 """Where child processes find what is ours, and what is the tests'."""
-
-SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv}
 
 SCENARIO = [
     record(0, "a", cpu=0.1, rss=1e16),
@@ -86,12 +95,15 @@ def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, 
     ),
     st.integers(1, 8),
 )
-@settings(max_examples=60, deadline=None)
-def test_any_order_and_any_batches(tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int) -> None:
+@pytest.mark.parametrize("kind", SINKS)
+@settings(max_examples=40)
+def test_any_order_and_any_batches(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int
+) -> None:
     """Order, revisions, partial records, odd names and restarts between commits never show in the rows."""
     folder = tmp_path_factory.mktemp("any")
     for until in range(0, len(records) + batch, batch):
-        finish(open_csv, folder, records[:until], batch)
+        finish(SINKS[kind], folder, records[:until], batch)
     assert found(folder) == expected(records)
 
 
@@ -119,9 +131,10 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path
         assert not list((state / ".stream-app" / "staged").iterdir())
 
 
-def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", SINKS)
+def test_kill_9_at_random_moments(kind: str, tmp_path: Path) -> None:
     """Killed again and again, the writer ends with the files of one that was not."""
-    records, command = 6_000, [sys.executable, sink_scenario.__file__, str(tmp_path)]
+    records, command = 6_000, [sys.executable, sink_scenario.__file__, kind, str(tmp_path)]
     chance, kills = random.Random(7), 0
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     while True:
@@ -135,7 +148,7 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
         kills += not done
         if done or kills == 15:
             break
-    finish(open_csv, tmp_path, long_scenario(records), 500)
+    finish(SINKS[kind], tmp_path, long_scenario(records), 500)
     assert kills >= 3
     assert found(tmp_path) == expected(long_scenario(records))
 
