@@ -177,11 +177,11 @@ def test_parts_changed_by_hand_are_refused(tmp_path: Path, edit: Callable[[bytes
 
 def test_a_part_that_is_damaged_inside_is_refused_when_it_is_merged(tmp_path: Path) -> None:
     """A wrong byte among the data comes to light before it is written anew, and the part stays as it was found."""
-    write(tmp_path, [record(m, f"pod-{p}", cpu=sin(m + p)) for m in range(200) for p in range(9)])
+    write(tmp_path, [record(m, f"pod-{p}", cpu=sin(9 * m + p)) for m in range(200) for p in range(9)])
     (path,) = tmp_path.glob("namespace=*/*/*/part-*")
     content = bytearray(path.read_bytes())
-    # Not in the pages that the end of a file, which is looked at each time, is the summary of.
-    content[len(content) // 2] ^= 1
+    assert len(content) > 5_000, "what is looked at each time is the end"
+    content[100] ^= 1
     path.write_bytes(content)
     sink = open_parquet(tmp_path)
     sink.write(columns([record(3, "pod-1", cpu=1.0, revision=1)], 900))
@@ -226,7 +226,7 @@ play(sink, records[:400], 100)
 before = found(folder)
 resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, 8_000))
 try:
-    play(sink, records, 1000)
+    play(sink, records, 4000)
 except SinkError as error:
     print(error)
     assert found(folder) == before
