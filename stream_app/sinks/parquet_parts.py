@@ -74,9 +74,9 @@ class _Part:
     """Its rows, where they are in memory."""
 
     @classmethod
-    def of(cls, rows: Rows, *, widens: bool = False) -> _Part:
+    def of(cls, rows: Rows) -> _Part:
         times = rows.times_ms()
-        return cls(int(times.min()), int(times.max()), len(rows), widens, fresh=rows)
+        return cls(int(times.min()), int(times.max()), len(rows), fresh=rows)
 
     @classmethod
     def there(cls, name: str, note: list[int]) -> _Part:
@@ -127,13 +127,21 @@ class _Node:
 
 
 class PartStore:
-    """The parts of a storage, which must be open, and is committed by the caller after each `plan`.
+    """The parts below one folder of a storage, which must be open, and is committed by the caller after each `plan`.
 
     After an error neither is of use.
+
+    Args:
+        storage: the whole.
+        layout: what all parts have in common.
+        root: the folder; empty: the storage's own.
+        limits: how much is done.
     """
 
-    def __init__(self, storage: Storage, layout: Layout, limits: Limits | None = None) -> None:
-        self._storage, self._layout, self._limits = storage, layout, limits or Limits()
+    def __init__(
+        self, storage: Storage, layout: Layout, root: PartitionPath = (), limits: Limits | None = None
+    ) -> None:
+        self._storage, self._layout, self._root, self._limits = storage, layout, root, limits or Limits()
         self._partitions: dict[PartitionPath, _Partition] = {}
         self._nodes: dict[PartitionPath, _Node] = {}
         self._pieces: defaultdict[PartitionPath, list[Rows]] = defaultdict(list)
@@ -155,9 +163,9 @@ class PartStore:
         return not self._with_late and not self._over
 
     def add(self, path: PartitionPath, rows: Rows) -> None:
-        """Take rows of one partition."""
+        """Take rows of one partition, sorted and one a key; its *path* begins below the root."""
         if len(rows):
-            self._pieces[path].append(rows)
+            self._pieces[(*self._root, *path)].append(rows)
 
     def plan(self, *, settle: bool = False) -> None:
         """Tell the storage what its next commit is to write and to remove.
@@ -184,15 +192,16 @@ class PartStore:
 
     def _take(self, pieces: Mapping[PartitionPath, list[Rows]], *, settle: bool) -> None:
         """Bring rows to where they belong, those first that rewrite the least."""
-        waiting: list[tuple[int, PartitionPath, Rows | None]] = []
+        waiting: list[tuple[int, PartitionPath, _Part | None]] = []
         for path, found in pieces.items():
-            rows = merged(self._layout, found)
+            rows = found[0] if len(found) == 1 else merged(self._layout, found)
             partition = self._partitions.get(path) or self._new_partition(path, pieces.keys())
-            new = self._late_part(partition, rows)
+            new = _Part.of(rows)
+            new.widens = bool(partition.parts) and not rows.extras(self._layout) <= self._columns(partition)
             if not self._cost(partition, [new]) and not any(new.overlaps(late) for late in partition.late):
-                self._merge(partition, rows)
+                self._merge(partition, new, rows)
             else:
-                waiting.append((self._cost(partition, [*partition.late, new]), path, rows))
+                waiting.append((self._cost(partition, [*partition.late, new]), path, new))
         for path in self._with_late.keys() - pieces.keys():
             partition = self._partitions[path]
             waiting.append((self._cost(partition, partition.late), path, None))
@@ -216,44 +225,54 @@ class PartStore:
             return sum(part.rows for part in partition.parts)
         return sum(part.rows for part in partition.parts if any(new.has_rows_in(part) for new in news))
 
-    def _merge_late(self, partition: _Partition, rows: Rows | None) -> None:
-        late = [self._rows(part) for part in partition.late]
-        self._merge(partition, merged(self._layout, late if rows is None else [*late, rows]))
+    def _merge_late(self, partition: _Partition, new: _Part | None) -> None:
+        found = partition.late if new is None else [*partition.late, new]
+        rows = merged(self._layout, [self._rows(part) for part in found])
+        self._merge(partition, _Part.of(rows), rows)
         for part in partition.late:
             self._storage.remove(part.name)
         partition.late = []
         self._with_late.pop(partition.path, None)
 
-    def _put_aside(self, partition: _Partition, rows: Rows) -> None:
-        part = self._late_part(partition, rows)
-        part.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}"
-        self._store(part, rows.extras(self._layout))
-        partition.late.append(part)
+    def _put_aside(self, partition: _Partition, new: _Part) -> None:
+        new.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}"
+        self._store(new, self._rows(new).extras(self._layout))
+        partition.late.append(new)
         self._with_late[partition.path] = None
 
-    def _late_part(self, partition: _Partition, rows: Rows) -> _Part:
-        widens = bool(partition.parts) and not rows.extras(self._layout) <= self._columns(partition)
-        return _Part.of(rows, widens=widens)
-
-    def _merge(self, partition: _Partition, rows: Rows) -> None:
-        """Make *rows* part of *partition*: as parts of their own, or merged with those that they meet."""
+    def _merge(self, partition: _Partition, new: _Part, rows: Rows) -> None:
+        """Make *new*, which has *rows*, part of *partition*: on its own, or merged with the parts that it meets."""
         had = self._columns(partition)
         columns = had | rows.extras(self._layout)
         most = self._most_rows(columns)
+        ends_ms = partition.parts[-1].last_ms if partition.parts else None
+        if ends_ms is None or (columns == had and ends_ms < new.first_ms):
+            news = [new] if new.rows <= most else [_Part.of(piece) for piece in cut(rows, most)]
+            parts = [*partition.parts, *news]
+        else:
+            parts = self._among(partition, rows, columns, most)
+        while (run := _small_run([part.rows for part in parts], most)) is not None:
+            parts[slice(*run)] = [self._joined(parts[slice(*run)])]
+        self._write(partition, parts, columns)
+
+    def _among(self, partition: _Partition, rows: Rows, columns: frozenset[str], most: int) -> list[_Part]:
+        """Return the parts of *partition* with *rows* among them; all are new where there are more *columns*."""
         parts: list[_Part] = []
         # A row belongs to the first part that does not end before it.
         belongs_to = np.searchsorted([part.last_ms for part in partition.parts], rows.times_ms())
         for number, there in enumerate([*partition.parts, None]):
             mine = rows.where(belongs_to == number)
-            meets = there is not None and len(mine) > 0 and mine.times_ms().max() >= there.first_ms
+            meets = there is not None and len(mine) > 0 and _Part.of(mine).overlaps(there)
             if there is not None and meets:
                 mine = merged(self._layout, [self._rows(there), mine])
             parts += [_Part.of(piece) for piece in cut(mine, most)]
             if there is not None and not meets:
-                parts.append(there if columns == had else _Part.of(self._rows(there)))
-        while (run := _small_run([part.rows for part in parts], most)) is not None:
-            parts[slice(*run)] = [self._joined(parts[slice(*run)])]
-        self._write(partition, parts, columns)
+                parts.append(there if columns == partition.columns else _Part.of(self._rows(there)))
+            for part in parts:
+                # No other part can be merged with it: let its rows go.
+                if part.rows > most / 2:
+                    self._give_file(partition, part, columns)
+        return parts
 
     def _packed(self, partition: _Partition) -> list[_Part]:
         """Return the parts of *partition* as few large ones."""
@@ -278,15 +297,18 @@ class PartStore:
             if part.name not in stay:
                 self._storage.remove(part.name)
         for part in parts:
-            if not part.name:
-                part.name = f"{partition.folder}/part-{self._next_name()}{SUFFIX}"
-                self._store(part, columns)
+            self._give_file(partition, part, columns)
         self.part_count += len(parts) - len(partition.parts)
         if columns != partition.columns or not partition.parts:
             partition.columns = columns
             self._note_columns(partition)
         partition.parts = parts
         self._note_looseness(partition)
+
+    def _give_file(self, partition: _Partition, part: _Part, columns: frozenset[str]) -> None:
+        if not part.name:
+            part.name, part.widens = f"{partition.folder}/part-{self._next_name()}{SUFFIX}", False
+            self._store(part, columns)
 
     def _store(self, part: _Part, columns: frozenset[str]) -> None:
         if part.fresh is not None:
@@ -327,7 +349,7 @@ class PartStore:
     def _note_columns(self, partition: _Partition) -> None:
         """Tell the folders that *partition* is in of its columns."""
         path, columns = partition.path, self._columns(partition)
-        for depth in range(len(path)):
+        for depth in range(len(self._root), len(path)):
             node = self._nodes.get(path[:depth])
             if node is None:
                 self._nodes[path[:depth]] = _Node(path, columns)
@@ -355,11 +377,15 @@ class PartStore:
         heads: dict[PartitionPath, str] = {}
         for name, state in self._storage.files.items():
             folder, _, last = name.rpartition("/")
-            if last.startswith(_HEAD):
-                heads[tuple(state.note.split("/")) if state.note else ()] = name
-                continue
             is_late = folder.startswith(f"{_LATE_FOLDER}/")
-            path = tuple(folder.removeprefix(f"{_LATE_FOLDER}/").split("/"))
+            is_head = last.startswith(_HEAD)
+            place = state.note if is_head else folder.removeprefix(f"{_LATE_FOLDER}/")
+            path = tuple(place.split("/")) if place else ()
+            if path[: len(self._root)] != self._root:
+                continue
+            if is_head:
+                heads[path] = name
+                continue
             partition = self._partitions.setdefault(path, _Partition(path))
             (partition.late if is_late else partition.parts).append(_Part.there(name, state.note))
         last_of: dict[PartitionPath, PartitionPath] = {}
@@ -371,7 +397,7 @@ class PartStore:
                 self._with_late[path] = None
             self._note_looseness(partition)
             last_of[path[:-1]] = max(path, last_of.get(path[:-1], path))
-            for depth in range(len(path)):
+            for depth in range(len(self._root), len(path)):
                 node = self._nodes.setdefault(path[:depth], _Node(path, head=heads.get(path[:depth], "")))
                 node.first = min(node.first, path)
         self._over.update(

@@ -36,7 +36,7 @@ class Layout:
     """What the parts of a store have in common."""
 
     fixed: pa.Schema
-    """The columns that all parts have; texts are `TEXT`, one column is `TIME`."""
+    """The columns that all parts have; texts are `TEXT`, or plain where they come, one column is `TIME`."""
     keys: tuple[str, ...]
     """Those that name a row, in the order that rows are sorted by."""
     extra: pa.DataType
@@ -108,21 +108,22 @@ def encoded(layout: Layout, rows: Rows, extras: Iterable[str]) -> pa.Buffer:
     names = [*layout.fixed.names, *sorted(extras)]
     have = set(rows.table.column_names)
     columns = [rows.table[name] if name in have else pa.nulls(len(rows), layout.extra) for name in names]
-    metadata = {} if (rows.ranks == COMMON_RANK).all() else {_RANKS: _packed(rows.ranks)}
-    table = pa.table(dict(zip(names, columns, strict=True))).replace_schema_metadata(metadata)
-    texts = [field.name for field in table.schema if pa.types.is_dictionary(field.type)]
+    table = pa.table(dict(zip(names, columns, strict=True)))
+    few = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table,
+    with pq.ParquetWriter(
         sink,
-        row_group_size=max(len(rows), 1),
+        table.schema,
         compression="zstd",
         compression_level=1,
-        use_dictionary=True if len(rows) >= _MANY_ROWS else texts,
+        use_dictionary=True if len(rows) >= _MANY_ROWS else few,
         write_page_checksum=True,
         # Else readers would be told of our dictionaries, and make categories of texts.
         store_schema=False,
-    )
+    ) as writer:
+        writer.write_table(table, row_group_size=max(len(rows), 1))
+        if not (rows.ranks == COMMON_RANK).all():
+            writer.add_key_value_metadata({_RANKS: _packed(rows.ranks)})
     return sink.getvalue()
 
 
@@ -169,22 +170,31 @@ def _joined(layout: Layout, pieces: Sequence[Rows]) -> Rows:
     for piece in pieces:
         have = set(piece.table.column_names)
         columns = [
-            piece.table[name] if name in have else pa.nulls(len(piece), kind)
+            _as_type(piece.table[name], kind) if name in have else pa.nulls(len(piece), kind)
             for name, kind in zip(names, schema.types, strict=True)
         ]
         tables.append(pa.table(columns, schema=schema))
     return Rows(pa.concat_tables(tables), np.concatenate([piece.ranks for piece in pieces]))
 
 
+def _as_type(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    return column if column.type == kind else column.cast(kind)
+
+
 def _numbers(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    numbers: npt.NDArray[Any]
     if pa.types.is_timestamp(column.type):
-        column = column.cast(pa.int64())
-    numbers: npt.NDArray[Any] = column.to_numpy()
+        chunks = [chunk.view(pa.int64()).to_numpy() for chunk in column.chunks]
+        numbers = chunks[0] if len(chunks) == 1 else np.concatenate([np.empty(0, np.int64), *chunks])
+    else:
+        numbers = column.to_numpy()
     return numbers
 
 
 def _sortable(column: pa.ChunkedArray) -> npt.NDArray[Any]:
     """Return numbers that are ordered as the values are."""
+    if pa.types.is_string(column.type):
+        column = column.dictionary_encode()
     if not pa.types.is_dictionary(column.type):
         return _numbers(column)
     whole = column.unify_dictionaries().combine_chunks()
