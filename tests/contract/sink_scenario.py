@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from record_columns import columns
@@ -18,6 +18,7 @@ from stream_app.sinks.csv_style import CsvStyle
 
 TOPIC, PARTITION = "metrics.pods", 0
 VIEW = View("1m", "mean")
+PLAIN = CsvStyle()
 MINUTE_MS = 60_000
 START_MS = 1_795_435_200_000
 
@@ -29,14 +30,16 @@ def identity(**options: str) -> Identity:
     return Identity("cluster-1", {TOPIC: "topic-1"}, {"format": "csv", **options})
 
 
-def open_csv(folder: Path, group_by: Sequence[str] = ("pod",)) -> CsvSink:
+def open_csv(
+    folder: Path, group_by: Sequence[str] = ("pod",), style: CsvStyle = PLAIN, drop: Collection[str] = ()
+) -> CsvSink:
     storage = Storage(folder)
     try:
-        storage.open(identity(group_by=",".join(group_by)))
+        storage.open(identity(group_by=",".join(group_by), **style.options()))
     except BaseException:
         storage.close()
         raise
-    return CsvSink(storage, group_by, CsvStyle())
+    return CsvSink(storage, group_by, style, drop)
 
 
 def record(
@@ -66,18 +69,16 @@ def record(
     )
 
 
-def play(sink: Sink, records: Sequence[Record], batch: int) -> None:
-    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index.
-
-    Files are complete afterwards.
-    """
+def play(sink: Sink, records: Sequence[Record], batch: int, *, complete: bool = True) -> None:
+    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index."""
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)
     while at < len(records):
         end = min(at + batch, len(records))
         sink.write(columns(records[at:end], at))
         sink.commit({TOPIC: {PARTITION: end}}, VIEW)
         at = end
-    sink.complete()
+    if complete:
+        sink.complete()
 
 
 def expected(records: Iterable[Record]) -> Files:
@@ -134,11 +135,25 @@ def long_scenario(count: int) -> list[Record]:
     return records
 
 
+def late_scenario(live: int, history: int) -> list[Record]:
+    """Live data, and the history before it; some of it comes twice, has a new metric, or changes what is live."""
+    records = [record(history + minute, pod, cpu=minute / 7) for minute in range(live) for pod in ("a", "b")]
+    for minute in range(history):
+        records.append(record(minute, "a", cpu=minute / 3, partial=minute % 5 == 4))
+        records.append(record(minute, "b", cpu=minute / 3, rss=float(minute)) if minute % 4 == 3 else records[-1])
+        if minute % 7 == 6:
+            records.append(record(history + minute % live, "a", cpu=-1.0, revision=1))
+            records.append(record(history + live + minute, "a", cpu=minute / 9))
+            records.append(record(history + live + minute, "c", extra=1.0))
+    return records
+
+
 if __name__ == "__main__":
-    # folder, number of records, records a commit
+    # folder, number of records, records a commit, history or not
     sink = open_csv(Path(sys.argv[1]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    play(sink, long_scenario(int(sys.argv[2])), int(sys.argv[3]))
+    scenario = late_scenario(100, int(sys.argv[2])) if "late" in sys.argv else long_scenario(int(sys.argv[2]))
+    play(sink, scenario, int(sys.argv[3]))
     sink.close()
     sys.stdout.write("done\n")
