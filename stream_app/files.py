@@ -16,11 +16,11 @@ from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster
 from stream_app.records import Records, decode_records
-from stream_app.sink_loop import LoopSettings, run_loop
+from stream_app.sink_loop import LoopSettings, Start, run_loop
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.csv_style import CsvStyle
-from stream_app.sinks.formats import SINKS
+from stream_app.sinks.formats import SINKS, check_looks
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,13 @@ class FilesSettings:
     """Take records of this method only; None: there is only one."""
 
     style: CsvStyle = field(default_factory=CsvStyle)
-    """Of CSV files."""
+    """How CSV is written."""
+
+    drop: frozenset[str] = frozenset()
+    """With *until_idle*, of CSV: leave out ``empty`` or ``zero`` columns at the end, and never go on behind it."""
+
+    start: Start | None = None
+    """Where a new storage begins; None: at what Kafka still has."""
 
     until_idle: bool = False
     """Return when all that is committed has been read and nothing came for *idle_s*; else only on *stop*."""
@@ -98,12 +104,13 @@ def run_files(
             deleted records that were not read, or records of a second view appear.
     """
     wanted = _checked(settings)
-    grouping_of = {settings.topics.sink(grouping): grouping for grouping in settings.group_by}
+    of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
     loop = LoopSettings(
         settings.cluster,
         settings.topics.prefix,
-        tuple(grouping_of),
+        tuple(of_services),
         settings.storage,
+        settings.start,
         settings.until_idle,
         settings.idle_s,
         settings.commit_s,
@@ -117,11 +124,11 @@ def run_files(
     files: _Files | None = None
     progress = FilesProgress()
 
-    def open_files(storage: Storage) -> _Files:
+    def open_files(storage: Storage, from_ms: int | None) -> _Files:
         nonlocal files
-        sink = SINKS[settings.file_format](storage, settings.group_by, settings.style)
+        sink = SINKS[settings.file_format](storage, settings.group_by, settings.style, settings.drop)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
-        files = _Files(sink, views, {topic: grouping == "service" for topic, grouping in grouping_of.items()})
+        files = _Files(sink, views, of_services, from_ms)
         return files
 
     def on_commit(behind: int) -> None:
@@ -137,8 +144,9 @@ def run_files(
 class _Files:
     """Records of one view, for a sink: the loop's target."""
 
-    def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool]) -> None:
+    def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool], from_ms: int | None) -> None:
         self._sink, self._views, self._of_services = sink, views, of_services
+        self._from_ms = from_ms
         self._held = self._rows = self._malformed = 0
 
     @property
@@ -153,6 +161,8 @@ class _Files:
                 where = {name: getattr(mine[place], name)() for name in ("topic", "partition", "offset")}
                 log.error("message skipped", extra={**where, "error": fault})
             self._malformed += len(faults)
+            if self._from_ms is not None:
+                records = records.take(np.flatnonzero(records.window_start_ms >= self._from_ms))
             records = self._views.chosen(records)
             self._sink.write(records)
             self._held += len(records)
@@ -254,6 +264,10 @@ def _checked(settings: FilesSettings) -> tuple[str | None, str | None]:
     """Return the chosen chunk size, as records spell it, and method."""
     if not settings.group_by or set(settings.group_by) - set(GROUPINGS):
         raise ConfigError(f"--group-by is {','.join(settings.group_by)!r}: write pod, service or both")
+    check_looks(settings.file_format, settings.style, settings.drop)
+    if settings.drop and not settings.until_idle:
+        flags = " and ".join(f"--drop-{which}-columns" for which in sorted(settings.drop))
+        raise ConfigError(f"{flags} is for files that end: give --until-idle too, or leave it out")
     try:
         return settings.chunk_size and str(ChunkSize.parse(settings.chunk_size)), settings.method
     except ValueError as error:

@@ -11,7 +11,7 @@ from ingestor.core.time_range import iso
 
 ISO, EPOCH_S, EPOCH_MS = TIME_FORMATS = ("iso", "epoch-s", "epoch-ms")
 
-EMPTY, NAN = "empty", "nan"
+_WORDS = {"empty": "", "nan": "NaN"}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -29,21 +29,6 @@ class CsvStyle:
     time_format: str = ISO
     """One of ``TIME_FORMATS``, of a window's start: in UTC, or since the Unix epoch."""
 
-    @classmethod
-    def of(cls, missing: str, time_format: str) -> CsvStyle:
-        """Read ``--missing`` (``empty``, ``nan`` or a number) and ``--time-format``.
-
-        Raises:
-            ValueError: one of them is none of these.
-        """
-        if time_format not in TIME_FORMATS:
-            raise ValueError(f"the time format is {time_format!r}: write {', '.join(TIME_FORMATS)}")
-        if missing in (EMPTY, NAN):
-            return cls({EMPTY: "", NAN: "NaN"}[missing], time_format)
-        if not _NUMBER.fullmatch(missing) or float(missing) in (float("inf"), float("-inf")):
-            raise ValueError(f"{missing!r} is not {EMPTY}, {NAN} or a number like 0 or -1")
-        return cls(_unlike_a_value(missing), time_format)
-
     def options(self) -> dict[str, str]:
         """Return what a storage remembers: what is not the default, as before there was a choice."""
         chosen = {"missing": self.absent, "time_format": self.time_format}
@@ -57,6 +42,19 @@ class CsvStyle:
     def time_reader(self) -> Callable[[bytes], int]:
         """Return what reads such a time back; it raises ValueError where there is none."""
         return _READERS[self.time_format]
+
+
+def absent_text(missing: str) -> str:
+    """Read ``--missing``: ``empty``, ``nan`` or a number; return what stands in an absent cell.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if missing in _WORDS:
+        return _WORDS[missing]
+    if not _NUMBER.fullmatch(missing) or float(missing) in (float("inf"), float("-inf")):
+        raise ValueError(f"{missing!r} is not empty, nan or a number like 0 or -1")
+    return _unlike_a_value(missing)
 
 
 def _unlike_a_value(number: str) -> str:

@@ -35,7 +35,9 @@ PartitionPath = tuple[str, ...]
 
 SUFFIX = ".parquet"
 
-_LATE_FOLDER = f"{OWN_FOLDER}/late"
+_LATE_FOLDER, _LATE_SUFFIX = f"{OWN_FOLDER}/late", ".late"
+"""Of another name, for readers that look for Parquet look into all folders."""
+
 _HEAD = "columns-"
 """Sorts before ``part-``, for the head of a folder of dates lies beside the first date's parts."""
 
@@ -240,7 +242,7 @@ class PartStore:
         self._with_late.pop(partition.path, None)
 
     def _put_aside(self, partition: _Partition, new: _Part) -> None:
-        new.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}"
+        new.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}{_LATE_SUFFIX}"
         self._store(new, self._rows(new).extras(self._layout))
         partition.late.append(new)
         self._with_late[partition.path] = None
@@ -381,6 +383,8 @@ class PartStore:
         """Find out what there is from the notes of the storage's files."""
         heads: dict[PartitionPath, str] = {}
         for name, state in self._storage.files.items():
+            if not name.endswith((SUFFIX, _LATE_SUFFIX)):
+                continue
             folder, _, last = name.rpartition("/")
             is_late = folder.startswith(f"{_LATE_FOLDER}/")
             is_head = last.startswith(_HEAD)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,6 +22,7 @@ from stream_app.sinks.parquet_parts import Limits
 
 TOPIC, PARTITION = "metrics.pods", 0
 VIEW = View("1m", "mean")
+PLAIN = CsvStyle()
 MINUTE_MS = 60_000
 START_MS = 1_795_435_200_000
 
@@ -33,18 +34,20 @@ def identity(**options: str) -> Identity:
     return Identity("cluster-1", {TOPIC: "topic-1"}, {"format": "csv", **options})
 
 
-def opened(folder: Path, group_by: Sequence[str], file_format: str) -> Storage:
+def opened(folder: Path, group_by: Sequence[str], file_format: str, style: CsvStyle = PLAIN) -> Storage:
     storage = Storage(folder)
     try:
-        storage.open(identity(group_by=",".join(group_by), format=file_format))
+        storage.open(identity(group_by=",".join(group_by), format=file_format, **style.options()))
     except BaseException:
         storage.close()
         raise
     return storage
 
 
-def open_csv(folder: Path, group_by: Sequence[str] = ("pod",)) -> CsvSink:
-    return CsvSink(opened(folder, group_by, "csv"), group_by, CsvStyle())
+def open_csv(
+    folder: Path, group_by: Sequence[str] = ("pod",), style: CsvStyle = PLAIN, drop: Collection[str] = ()
+) -> CsvSink:
+    return CsvSink(opened(folder, group_by, "csv", style), group_by, style, drop)
 
 
 def open_parquet(folder: Path, group_by: Sequence[str] = ("pod",), limits: Limits | None = None) -> ParquetSink:
@@ -86,18 +89,16 @@ def record(
     )
 
 
-def play(sink: Sink, records: Sequence[Record], batch: int) -> None:
-    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index.
-
-    Files are complete afterwards.
-    """
+def play(sink: Sink, records: Sequence[Record], batch: int, *, complete: bool = True) -> None:
+    """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index."""
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)
     while at < len(records):
         end = min(at + batch, len(records))
         sink.write(columns(records[at:end], at))
         sink.commit({TOPIC: {PARTITION: end}}, VIEW)
         at = end
-    sink.complete()
+    if complete:
+        sink.complete()
 
 
 def expected(records: Iterable[Record]) -> Files:
@@ -171,11 +172,25 @@ def long_scenario(count: int) -> list[Record]:
     return records
 
 
+def late_scenario(live: int, history: int) -> list[Record]:
+    """Live data, and the history before it; some of it comes twice, has a new metric, or changes what is live."""
+    records = [record(history + minute, pod, cpu=minute / 7) for minute in range(live) for pod in ("a", "b")]
+    for minute in range(history):
+        records.append(record(minute, "a", cpu=minute / 3, partial=minute % 5 == 4))
+        records.append(record(minute, "b", cpu=minute / 3, rss=float(minute)) if minute % 4 == 3 else records[-1])
+        if minute % 7 == 6:
+            records.append(record(history + minute % live, "a", cpu=-1.0, revision=1))
+            records.append(record(history + live + minute, "a", cpu=minute / 9))
+            records.append(record(history + live + minute, "c", extra=1.0))
+    return records
+
+
 if __name__ == "__main__":
-    # format, folder, number of records, records a commit
+    # format, folder, number of records, records a commit, history or not
     sink = SINKS[sys.argv[1]](Path(sys.argv[2]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    play(sink, long_scenario(int(sys.argv[3])), int(sys.argv[4]))
+    scenario = late_scenario(100, int(sys.argv[3])) if "late" in sys.argv else long_scenario(int(sys.argv[3]))
+    play(sink, scenario, int(sys.argv[4]))
     sink.close()
     sys.stdout.write("done\n")

@@ -28,6 +28,7 @@ from sink_scenario import (
     expected,
     found,
     identity,
+    late_scenario,
     long_scenario,
     open_csv,
     play,
@@ -79,6 +80,23 @@ def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, 
     assert found(tmp_path) == expected(SCENARIO)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_history_behind_live_data(open_sink: Callable[[Path], Sink], tmp_path: Path, batch: int) -> None:
+    """What waits to be brought in survives restarts, and in the end nothing shows that it has waited."""
+    records = late_scenario(30, 60)
+    for until in range(0, len(records), 50):
+        sink = open_sink(tmp_path)
+        play(sink, records[:until], batch, complete=False)
+        sink.close()
+    finish(open_sink, tmp_path, records, batch)
+    assert found(tmp_path) == expected(records)
+    sink = open_sink(tmp_path)
+    assert not sink.is_behind
+    sink.finish()
+    sink.close()
+    assert found(tmp_path) == expected(records)
+
+
 @given(
     st.lists(
         st.builds(
@@ -94,20 +112,29 @@ def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, 
         max_size=30,
     ),
     st.integers(1, 8),
+    st.lists(st.booleans(), min_size=31, max_size=31),
 )
 @pytest.mark.parametrize("kind", SINKS)
 @settings(max_examples=40)
 def test_any_order_and_any_batches(
-    kind: str, tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int
+    kind: str, tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int, complete: list[bool]
 ) -> None:
     """Order, revisions, partial records, odd names and restarts between commits never show in the rows."""
     folder = tmp_path_factory.mktemp("any")
-    for until in range(0, len(records) + batch, batch):
-        finish(SINKS[kind], folder, records[:until], batch)
+    # Long enough for others to wait behind it.
+    records = [*(record(3, f"pod-{i:02}", cpu=1.0) for i in range(batch * 4)), *records]
+    for until, completes in zip(range(batch * 4, len(records) + batch, batch), complete, strict=False):
+        sink = SINKS[kind](folder)
+        play(sink, records[:until], batch, complete=completes)
+        sink.close()
+    finish(SINKS[kind], folder, records, batch)
     assert found(folder) == expected(records)
 
 
-def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path], Sink], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", [SCENARIO, late_scenario(24, 14)], ids=["mixed", "late"])
+def test_a_crash_at_any_step_loses_and_doubles_nothing(
+    open_sink: Callable[[Path], Sink], tmp_path: Path, scenario: list[Any]
+) -> None:
     """From the state of the disk before and after every call to the system, a restart reaches the same files.
 
     So does one that itself crashed at any step of putting things right.
@@ -115,7 +142,7 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path
     folder, copies = tmp_path / "storage", tmp_path / "copies"
     sink = open_sink(folder)
     with _copied_at_every_step(folder, copies):
-        play(sink, SCENARIO, 2)
+        play(sink, scenario, 2 if scenario is SCENARIO else 6)
     sink.close()
     states = sorted(copies.iterdir())
     assert len(states) > 45
@@ -126,19 +153,23 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path
         states += again.iterdir()
     assert len(states) > 110
     for state in states:
-        finish(open_sink, state, SCENARIO, 4)
-        assert found(state) == expected(SCENARIO), state
+        finish(open_sink, state, scenario, 4)
+        assert found(state) == expected(scenario), state
         assert not list((state / ".stream-app" / "staged").iterdir())
 
 
 @pytest.mark.parametrize("kind", SINKS)
-def test_kill_9_at_random_moments(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["mixed", "late"])
+def test_kill_9_at_random_moments(tmp_path: Path, scenario: str, kind: str) -> None:
     """Killed again and again, the writer ends with the files of one that was not."""
     records, command = 6_000, [sys.executable, sink_scenario.__file__, kind, str(tmp_path)]
+    whole = late_scenario(100, records) if scenario == "late" else long_scenario(records)
     chance, kills = random.Random(7), 0
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     while True:
-        with subprocess.Popen([*command, str(records), "40"], stdout=subprocess.PIPE, env=environment) as process:
+        with subprocess.Popen(
+            [*command, str(records), "40", scenario], stdout=subprocess.PIPE, env=environment
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             # Enough to end it, should the machine be too fast for the kills.
@@ -148,9 +179,9 @@ def test_kill_9_at_random_moments(kind: str, tmp_path: Path) -> None:
         kills += not done
         if done or kills == 15:
             break
-    finish(SINKS[kind], tmp_path, long_scenario(records), 500)
+    finish(SINKS[kind], tmp_path, whole, 500)
     assert kills >= 3
-    assert found(tmp_path) == expected(long_scenario(records))
+    assert found(tmp_path) == expected(whole)
 
 
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
