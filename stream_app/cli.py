@@ -211,7 +211,7 @@ def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--format",
             "file_format",
-            type=click.Choice(["csv"]),
+            type=click.Choice(["csv", "parquet"]),
             default="csv",
             show_default=True,
             help="The files' format.",

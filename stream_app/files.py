@@ -20,7 +20,7 @@ from stream_app.sink_loop import LoopSettings, Start, run_loop
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.csv_style import CsvStyle
-from stream_app.sinks.formats import SINKS, check_looks
+from stream_app.sinks.formats import PACES, SINKS, check_looks
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class FilesSettings:
     idle_s: float = 5.0
     """A worker commits about once a second; five leave room for a pause of the garbage collector or a broker."""
 
-    commit_s: float = 1.0
-    """Files are at most so much behind what has been read."""
+    commit_s: float | None = None
+    """Commit so often; None: as the format has it."""
 
-    commit_rows: int = 50_000
-    """Commit earlier when so many rows are held in memory: about 100 MB at 20 metrics a row."""
+    commit_rows: int | None = None
+    """Commit earlier when so many rows are held in memory; None: as the format has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ def run_files(
             deleted records that were not read, or records of a second view appear.
     """
     wanted = _checked(settings)
+    commit_s, commit_rows = PACES[settings.file_format]
     of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
     loop = LoopSettings(
         settings.cluster,
@@ -113,8 +114,8 @@ def run_files(
         settings.start,
         settings.until_idle,
         settings.idle_s,
-        settings.commit_s,
-        settings.commit_rows,
+        commit_s if settings.commit_s is None else settings.commit_s,
+        settings.commit_rows or commit_rows,
     )
     options = {
         "format": settings.file_format,

@@ -20,6 +20,12 @@ SINKS: dict[str, Callable[[Storage, Sequence[str], CsvStyle, Collection[str]], S
 The others are groupings, how CSV is written, and which columns of it are dropped at the end.
 """
 
+PACES: dict[str, tuple[float, int]] = {"csv": (1.0, 50_000), "parquet": (20.0, 500_000)}
+"""``--format`` -> how often to commit (s), and after how many rows: 100 MB of text, or of columns, at 20 metrics a row.
+
+Files of Parquet are not added to: each commit makes new ones.
+"""
+
 
 def check_looks(file_format: str, style: CsvStyle, drop: Collection[str]) -> None:
     """Refuse what only CSV can look like.
