@@ -60,7 +60,7 @@ class PartFormat(Protocol):
     """Whether readers take folders of such files for one table."""
 
     def encoded(self, rows: Rows, extras: Iterable[str]) -> tuple[pa.Buffer, str | None]:
-        """Return the bytes of a file with the columns of the layout and *extras*, and what is to be remembered of it."""
+        """Return the bytes of a file with the columns of the layout and *extras*, and what to remember of it."""
 
     def decoded(self, data: bytes, remembered: str | None) -> Rows:
         """Read the bytes of a file.
