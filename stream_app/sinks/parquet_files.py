@@ -15,7 +15,7 @@ import pyarrow as pa
 from stream_app.records import BoolArray, Float64Array, Int64Array, Records, joined
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Storage
-from stream_app.sinks.parquet_parts import PartitionPath, PartStore
+from stream_app.sinks.parquet_parts import Limits, PartitionPath, PartStore
 from stream_app.sinks.parquet_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
 from stream_app.sinks.paths import column_name, hive
 
@@ -31,6 +31,9 @@ _HIGHEST_REVISION = 2**61
 _PARTIAL = 2**62
 """What a partial record's rank is below that of a whole one: more than any revision makes up for."""
 
+_COMPLETED_ROWS = 4_000_000
+"""So many are written anew at a time where nothing is to be kept aside: until then they are on the disk twice."""
+
 _Owner = tuple[str, str, bool]
 """Namespace, service, whether these are service records."""
 
@@ -41,14 +44,15 @@ class ParquetSink:
     Args:
         storage: the folder, and nobody else's.
         group_by: ``pod``, ``service`` or both.
+        limits: how large parts get, and how much is written anew.
     """
 
-    def __init__(self, storage: Storage, group_by: Sequence[str]) -> None:
+    def __init__(self, storage: Storage, group_by: Sequence[str], limits: Limits | None = None) -> None:
         self._storage = storage
         groupings = sorted(set(group_by))
         roots: dict[str, PartitionPath] = {name: (hive("group", name),) * (len(groupings) > 1) for name in groupings}
         layouts = {"pod": _POD, "service": _SERVICE}
-        self._stores = {name == "service": PartStore(storage, layouts[name], root=roots[name]) for name in groupings}
+        self._stores = {name == "service": PartStore(storage, layouts[name], roots[name], limits) for name in groupings}
         self._held: list[Records] = []
 
     @property
@@ -65,22 +69,34 @@ class ParquetSink:
         return sum(store.part_count for store in self._stores.values())
 
     @property
-    def is_settled(self) -> bool:
-        return all(store.is_settled for store in self._stores.values())
+    def is_behind(self) -> bool:
+        return any(store.is_behind for store in self._stores.values())
 
     def write(self, records: Records) -> None:
         self._held.append(records)
 
-    def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None, *, settle: bool = False) -> None:
+    def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
         if self._held:
             self._hand_out(joined(self._held))
         self._held.clear()
-        for store in self._stores.values():
-            store.plan(settle=settle)
-        self._storage.commit(offsets, view)
+        self._commit(offsets, view)
+
+    def complete(self) -> None:
+        while self.is_behind:
+            self._commit(self.offsets, self.view, _COMPLETED_ROWS)
+
+    def finish(self) -> None:
+        self.complete()
+        while not all(store.is_tidy for store in self._stores.values()):
+            self._commit(self.offsets, self.view, _COMPLETED_ROWS)
 
     def close(self) -> None:
         self._storage.close()
+
+    def _commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None, more_rows: int = 0) -> None:
+        for store in self._stores.values():
+            store.plan(more_rows)
+        self._storage.commit(offsets, view)
 
     def _hand_out(self, records: Records) -> None:
         """Give each service's day its rows, sorted and one a key, as parts have them."""
@@ -88,6 +104,8 @@ class ParquetSink:
         owner_of = np.array([owners.setdefault((who[0], who[2], who[1] is None), len(owners)) for who in records.whos])
         pods = {pod: number for number, pod in enumerate(sorted({who[1] or "" for who in records.whos}))}
         pod_of = np.array([pods[who[1] or ""] for who in records.whos])
+        if not len(records):
+            return
         rows = _latest(records, owner_of[records.who], pod_of[records.who])
         owner, day = owner_of[rows.who], rows.window_start_ms // _DAY_MS
         starts = np.flatnonzero(_differs(owner) | _differs(day)).tolist()

@@ -158,8 +158,13 @@ class PartStore:
         self._restore()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether all rows are where readers find them, and partitions that are over in few parts."""
+    def is_behind(self) -> bool:
+        """Whether rows are kept aside, where no reader finds them."""
+        return bool(self._with_late)
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether that is not so, and partitions that are over are in few parts."""
         return not self._with_late and not self._over
 
     def add(self, path: PartitionPath, rows: Rows) -> None:
@@ -167,11 +172,11 @@ class PartStore:
         if len(rows):
             self._pieces[(*self._root, *path)].append(rows)
 
-    def plan(self, *, settle: bool = False) -> None:
+    def plan(self, more_rows: int = 0) -> None:
         """Tell the storage what its next commit is to write and to remove.
 
         Args:
-            settle: leave nothing for later, whatever it costs.
+            more_rows: may be written anew, beside what is allowed anyway: again and again, it makes the store tidy.
 
         Raises:
             SinkError: there is no space, or a file was changed by something else.
@@ -179,18 +184,18 @@ class PartStore:
         self._written = 0
         pieces, self._pieces = self._pieces, defaultdict(list)
         arrived = sum(len(piece) for of_one in pieces.values() for piece in of_one)
-        self._credit_rows += self._limits.rewritten_per_commit + self._limits.rewritten_per_row * arrived
-        self._take(pieces, settle=settle)
+        self._credit_rows += self._limits.rewritten_per_commit + self._limits.rewritten_per_row * arrived + more_rows
+        self._take(pieces)
         for path in [path for path in self._over if path not in pieces]:
             partition = self._partitions[path]
-            if self._affords(sum(part.rows for part in partition.parts), settle=settle):
+            if self._affords(sum(part.rows for part in partition.parts)):
                 self._write(partition, self._packed(partition), self._columns(partition))
                 del self._over[path]
         self._renew_heads()
-        if self.is_settled:
+        if self.is_tidy:
             self._credit_rows = 0
 
-    def _take(self, pieces: Mapping[PartitionPath, list[Rows]], *, settle: bool) -> None:
+    def _take(self, pieces: Mapping[PartitionPath, list[Rows]]) -> None:
         """Bring rows to where they belong, those first that rewrite the least."""
         waiting: list[tuple[int, PartitionPath, _Part | None]] = []
         for path, found in pieces.items():
@@ -207,13 +212,13 @@ class PartStore:
             waiting.append((self._cost(partition, partition.late), path, None))
         for cost, path, rest in sorted(waiting, key=lambda one: one[:2]):
             partition = self._partitions[path]
-            if self._affords(cost, settle=settle):
+            if self._affords(cost):
                 self._merge_late(partition, rest)
             elif rest is not None:
                 self._put_aside(partition, rest)
 
-    def _affords(self, cost: int, *, settle: bool) -> bool:
-        affords = settle or cost <= self._credit_rows
+    def _affords(self, cost: int) -> bool:
+        affords = cost <= self._credit_rows
         if affords:
             self._credit_rows -= cost
         return affords

@@ -21,7 +21,19 @@ import sink_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_columns import columns
-from sink_scenario import TOPIC, VIEW, expected, found, identity, late_scenario, long_scenario, open_csv, play, record
+from sink_scenario import (
+    SINKS,
+    TOPIC,
+    VIEW,
+    expected,
+    found,
+    identity,
+    late_scenario,
+    long_scenario,
+    open_csv,
+    play,
+    record,
+)
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Sink
@@ -29,8 +41,6 @@ from stream_app.sinks.checkpoint import Identity, Storage
 
 PATHS = [Path(__file__).parents[2], Path(__file__).parents[1]]
 """Where child processes find what is ours, and what is the tests'."""
-
-SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv}
 
 SCENARIO = [
     record(0, "a", cpu=0.1, rss=1e16),
@@ -104,19 +114,20 @@ def test_history_behind_live_data(open_sink: Callable[[Path], Sink], tmp_path: P
     st.integers(1, 8),
     st.lists(st.booleans(), min_size=31, max_size=31),
 )
-@settings(max_examples=60, deadline=None)
+@pytest.mark.parametrize("kind", SINKS)
+@settings(max_examples=40)
 def test_any_order_and_any_batches(
-    tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int, complete: list[bool]
+    kind: str, tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int, complete: list[bool]
 ) -> None:
     """Order, revisions, partial records, odd names and restarts between commits never show in the rows."""
     folder = tmp_path_factory.mktemp("any")
     # Long enough for others to wait behind it.
     records = [*(record(3, f"pod-{i:02}", cpu=1.0) for i in range(batch * 4)), *records]
     for until, completes in zip(range(batch * 4, len(records) + batch, batch), complete, strict=False):
-        sink = open_csv(folder)
+        sink = SINKS[kind](folder)
         play(sink, records[:until], batch, complete=completes)
         sink.close()
-    finish(open_csv, folder, records, batch)
+    finish(SINKS[kind], folder, records, batch)
     assert found(folder) == expected(records)
 
 
@@ -148,9 +159,10 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(
 
 
 @pytest.mark.parametrize("scenario", ["mixed", "late"])
-def test_kill_9_at_random_moments(tmp_path: Path, scenario: str) -> None:
+@pytest.mark.parametrize("kind", SINKS)
+def test_kill_9_at_random_moments(kind: str, tmp_path: Path, scenario: str) -> None:
     """Killed again and again, the writer ends with the files of one that was not."""
-    records, command = 6_000, [sys.executable, sink_scenario.__file__, str(tmp_path)]
+    records, command = 6_000, [sys.executable, sink_scenario.__file__, kind, str(tmp_path)]
     whole = late_scenario(100, records) if scenario == "late" else long_scenario(records)
     chance, kills = random.Random(7), 0
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
@@ -167,7 +179,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, scenario: str) -> None:
         kills += not done
         if done or kills == 15:
             break
-    finish(open_csv, tmp_path, whole, 500)
+    finish(SINKS[kind], tmp_path, whole, 500)
     assert kills >= 3
     assert found(tmp_path) == expected(whole)
 

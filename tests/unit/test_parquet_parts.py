@@ -131,7 +131,7 @@ def test_any_rows_in_any_order(tmp_path_factory: pytest.TempPathFactory, batches
         so_far += rows
         with opened(folder, SMALL) as (storage, store):
             give(store, rows)
-            store.plan(settle=settle)
+            store.plan(10_000 * settle)
             storage.commit({"topic": {0: len(so_far)}}, None)
             assert check_parts(folder) == store.part_count
         if so_far:
@@ -141,9 +141,9 @@ def test_any_rows_in_any_order(tmp_path_factory: pytest.TempPathFactory, batches
             if settle:
                 assert visible == expected
     with opened(folder, SMALL) as (storage, store):
-        store.plan(settle=True)
+        store.plan(10_000)
         storage.commit({"topic": {0: len(so_far)}}, None)
-        assert store.is_settled
+        assert store.is_tidy
         assert not list((folder / ".stream-app").glob("late/**/0*"))
     if so_far:
         assert all(frame == oracle(so_far) for frame in map(found, read_by_all(folder)))
@@ -186,7 +186,7 @@ def test_little_is_written_anew(tmp_path: Path) -> None:
             commit(minute(at, 1))
         # Each is written when it comes, perhaps aside first, and what it pays for.
         assert written <= minutes * (2 * pods + pods * limits.rewritten_per_row + limits.rewritten_per_commit)
-        store.plan(settle=True)
+        store.plan(10_000)
         storage.commit({"topic": {0: 0}}, None)
     assert len(pd.read_parquet(tmp_path)) == minutes * pods
 
@@ -198,7 +198,7 @@ def test_a_partition_that_is_over_becomes_one_part(tmp_path: Path) -> None:
                 give(store, [("a", 20 * day + at, "x", 0, (("cpu", 1.0),))])
                 store.plan()
                 storage.commit({"topic": {0: storage.generation + 1}}, None)
-        assert store.is_settled
+        assert store.is_tidy
     assert len(list(tmp_path.glob("service=a/date=2026-11-20/part-*"))) == 1
     assert len(list(tmp_path.glob("service=a/date=2026-11-21/part-*"))) == 3
 
