@@ -66,7 +66,10 @@ class FilesSettings:
     """Files are at most so much behind what has been read."""
 
     commit_rows: int = 50_000
-    """Commit earlier when so many rows are held in memory: about 100 MB at 20 metrics a row."""
+    """Commit earlier when so many rows are held in memory: about 50 MB at 20 metrics a row, with their text."""
+
+    complete_s: float = 60.0
+    """Rows behind a file's end are in it so much later at most, while more and more come; else within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,27 +118,29 @@ def run_files(
         settings.idle_s,
         settings.commit_s,
         settings.commit_rows,
+        settings.complete_s,
     )
     options = {
         "format": settings.file_format,
         "group_by": ",".join(sorted(settings.group_by)),
         **settings.style.options(),
     }
-    files: _Files | None = None
+    opened: list[_Files] = []
     progress = FilesProgress()
 
     def open_files(storage: Storage, from_ms: int | None) -> _Files:
-        nonlocal files
+        nonlocal progress
         sink = SINKS[settings.file_format](storage, settings.group_by, settings.style, settings.drop)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         files = _Files(sink, views, of_services, from_ms)
+        opened.append(files)
+        progress = files.progress(0)
         return files
 
     def on_commit(behind: int) -> None:
         nonlocal progress
-        if files is not None:
-            progress = files.progress(behind)
-            on_progress(progress)
+        progress = opened[0].progress(behind)
+        on_progress(progress)
 
     run_loop(loop, options, open_files, stop, on_commit)
     return progress
