@@ -68,6 +68,9 @@ class FilesSettings:
     commit_rows: int | None = None
     """Commit earlier when so many rows are held in memory; None: as the format has it."""
 
+    complete_s: float = 60.0
+    """Rows behind a file's end are in it so much later at most, while more and more come; else within seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class FilesProgress:
@@ -81,6 +84,8 @@ class FilesProgress:
     """Messages that are no record, skipped."""
     other_views: int = 0
     """Records of views that were not asked for, skipped."""
+    messages: int = 0
+    """All that were read."""
     behind: int = 0
     """Offsets between what has been read and the end of the topics, as last heard from the broker."""
 
@@ -116,27 +121,29 @@ def run_files(
         settings.idle_s,
         commit_s if settings.commit_s is None else settings.commit_s,
         settings.commit_rows or commit_rows,
+        settings.complete_s,
     )
     options = {
         "format": settings.file_format,
         "group_by": ",".join(sorted(settings.group_by)),
         **settings.style.options(),
     }
-    files: _Files | None = None
+    opened: list[_Files] = []
     progress = FilesProgress()
 
     def open_files(storage: Storage, from_ms: int | None) -> _Files:
-        nonlocal files
+        nonlocal progress
         sink = SINKS[settings.file_format](storage, settings.group_by, settings.style, settings.drop)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         files = _Files(sink, views, of_services, from_ms)
+        opened.append(files)
+        progress = files.progress(0)
         return files
 
     def on_commit(behind: int) -> None:
         nonlocal progress
-        if files is not None:
-            progress = files.progress(behind)
-            on_progress(progress)
+        progress = opened[0].progress(behind)
+        on_progress(progress)
 
     run_loop(loop, options, open_files, stop, on_commit)
     return progress
@@ -148,13 +155,14 @@ class _Files:
     def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool], from_ms: int | None) -> None:
         self._sink, self._views, self._of_services = sink, views, of_services
         self._from_ms = from_ms
-        self._held = self._rows = self._malformed = 0
+        self._held = self._rows = self._malformed = self._messages = 0
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
         return self._sink.offsets
 
     def take(self, messages: Sequence[Any]) -> int:
+        self._messages += len(messages)
         for of_service in {self._of_services[message.topic()] for message in messages}:
             mine = [message for message in messages if self._of_services[message.topic()] is of_service]
             records, faults = read_rows(mine, of_service=of_service)
@@ -185,7 +193,8 @@ class _Files:
         self._sink.finish()
 
     def progress(self, behind: int) -> FilesProgress:
-        return FilesProgress(self._rows, self._sink.file_count, self._malformed, self._views.skipped, behind)
+        skipped = self._views.skipped
+        return FilesProgress(self._rows, self._sink.file_count, self._malformed, skipped, self._messages, behind)
 
 
 class _ViewFilter:

@@ -132,7 +132,7 @@ class _Samples:
         )
         self._from_ms = from_ms
         self._chunks: list[RangeChunk] = []
-        self._held = self._written = self._malformed = 0
+        self._held = self._written = self._malformed = self._messages = 0
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
@@ -143,6 +143,7 @@ class _Samples:
         return self._store.is_behind
 
     def take(self, messages: Sequence[Any]) -> int:
+        self._messages += len(messages)
         for message in messages:
             headers = message.headers()
             if dict(headers or ()).get("kind") in (b"marker", b"end"):
@@ -180,4 +181,4 @@ class _Samples:
             self._storage.commit(self.offsets, None)
 
     def progress(self, behind: int) -> FilesProgress:
-        return FilesProgress(self._written, self._store.part_count, self._malformed, 0, behind)
+        return FilesProgress(self._written, self._store.part_count, self._malformed, 0, self._messages, behind)

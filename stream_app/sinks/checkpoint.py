@@ -375,7 +375,7 @@ class Storage:
 
     def _check_identity(self, was: Identity, asked: Identity) -> None:
         differences = [
-            f"{name} is {asked_value!r}, was {was_value!r}"
+            f"{name} is {_spelled(asked_value)}, was {_spelled(was_value)}"
             for name, asked_value, was_value in (
                 *((o, asked.options.get(o), was.options.get(o)) for o in sorted(asked.options | was.options)),
                 ("cluster", asked.cluster, was.cluster),
@@ -384,7 +384,10 @@ class Storage:
             if asked_value != was_value
         ]
         if differences:
-            raise ConfigError(f"{self.folder} holds other data ({'; '.join(differences)}): choose another --storage")
+            raise ConfigError(
+                f"{self.folder} holds other data ({'; '.join(differences)}): "
+                "give the flags that it was begun with, or choose another --storage"
+            )
 
     def _check_files(self) -> None:
         """Cut what a commit that did not happen has appended, and refuse files that are not as we left them."""
@@ -488,6 +491,10 @@ class Storage:
                 f"{error.filename or self.folder} cannot be written ({error.strerror}): free some space or mend "
                 "the disk, and start again; nothing is lost, all goes on from the last commit"
             ) from error
+
+
+def _spelled(value: str | None) -> str:
+    return "the default" if value is None else repr(value)
 
 
 def _encoded(checkpoint: _Checkpoint) -> bytes:

@@ -144,8 +144,9 @@ class CsvSink:
         last = max(_key(state.note), _key(waiting.note)) if waiting else _key(state.note)
         table = self._table(name)
         is_fresh = _is_later(rows, last) & _has_columns(rows, table)
-        late = rows.take(np.flatnonzero(~is_fresh))
-        if len(late):
+        fresh = rows if is_fresh.all() else rows.take(np.flatnonzero(is_fresh))
+        if fresh is not rows:
+            late = rows.take(np.flatnonzero(~is_fresh))
             wide = table if waiting is None else table.with_metrics(waiting.note[2])
             widened = wide.widened(_metrics(late))
             lines = list(waiting_lines(_arrivals(late, widened), None if waiting and widened is wide else widened))
@@ -155,8 +156,7 @@ class CsvSink:
                 return
             note = (*max(last, _last_key(late)), widened.metrics[len(table.metrics) :])
             self._append(f"{_WAITING_FOLDER}/{name}", lines, note)
-        if len(late) < len(rows):
-            fresh = rows.take(np.flatnonzero(is_fresh))
+        if len(fresh):
             self._storage.append(name, b"".join(table.lines(fresh)), _last_key(fresh))
             self._note_ranks(name, _other_ranks(fresh))
 
@@ -266,14 +266,15 @@ def _of_owners(records: Records) -> Iterator[tuple[_Owner, Records]]:
 
 
 def _metrics(rows: Records) -> set[str]:
-    return set().union(*(rows.layouts[number] for number in np.unique(rows.layout).tolist()))
+    return set().union(*(rows.layouts[number] for number in set(rows.layout.tolist())))
 
 
 def _has_columns(rows: Records, table: Table) -> BoolArray:
     """Tell of which rows *table* has all metrics."""
-    numbers, place = np.unique(rows.layout, return_inverse=True)
-    fits = [table.widened(rows.layouts[number]) is table for number in numbers.tolist()]
-    found: BoolArray = np.array(fits, bool)[place]
+    fits = np.zeros(len(rows.layouts), bool)
+    for number in set(rows.layout.tolist()):
+        fits[number] = table.widened(rows.layouts[number]) is table
+    found: BoolArray = fits[rows.layout]
     return found
 
 
@@ -317,5 +318,8 @@ def _ranks(rows: Records) -> list[Rank]:
 
 def _other_ranks(rows: Records) -> list[tuple[Key, Rank]]:
     """Return the keys and ranks of the few rows that have another than ``COMMON_RANK``."""
-    few = rows.take(np.flatnonzero(rows.partial | (rows.revision != 0)))
+    is_other = rows.partial | (rows.revision != 0)
+    if not is_other.any():
+        return []
+    few = rows.take(np.flatnonzero(is_other))
     return list(zip(_keys(few), _ranks(few), strict=True))

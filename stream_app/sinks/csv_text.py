@@ -87,15 +87,14 @@ class Table:
         ``repr`` writes them, so all their digits survive.
         """
         write_time = self._style.time_writer()
-        starts_ms, number = np.unique(records.window_start_ms, return_inverse=True)
-        times = [write_time(start_ms).encode() for start_ms in starts_ms.tolist()]
-        parts = [[times[i] for i in number.tolist()]]
+        starts_ms, whos = records.window_start_ms.tolist(), records.who.tolist()
+        times = {start_ms: write_time(start_ms).encode() for start_ms in set(starts_ms)}
+        parts: list[Iterator[bytes]] = [map(times.__getitem__, starts_ms)]
         if self.with_pod:
-            pods, number = np.unique(records.who, return_inverse=True)
-            texts = [_quoted(records.whos[who][1] or "").encode() for who in pods.tolist()]
-            parts.append([texts[i] for i in number.tolist()])
+            pods = {who: _quoted(records.whos[who][1] or "").encode() for who in set(whos)}
+            parts.append(map(pods.__getitem__, whos))
         if self.metrics:
-            parts.append(self._cells(records))
+            parts.append(iter(self._cells(records)))
         return [b",".join(row) + b"\n" for row in zip(*parts, strict=True)]
 
     def _cells(self, records: Records) -> list[bytes]:

@@ -34,10 +34,10 @@ def identity(**options: str) -> Identity:
     return Identity("cluster-1", {TOPIC: "topic-1"}, {"format": "csv", **options})
 
 
-def opened(folder: Path, group_by: Sequence[str], file_format: str, style: CsvStyle = PLAIN) -> Storage:
+def opened(folder: Path, group_by: Sequence[str], file_format: str, **options: str) -> Storage:
     storage = Storage(folder)
     try:
-        storage.open(identity(group_by=",".join(group_by), format=file_format, **style.options()))
+        storage.open(identity(group_by=",".join(group_by), format=file_format, **options))
     except BaseException:
         storage.close()
         raise
@@ -47,7 +47,7 @@ def opened(folder: Path, group_by: Sequence[str], file_format: str, style: CsvSt
 def open_csv(
     folder: Path, group_by: Sequence[str] = ("pod",), style: CsvStyle = PLAIN, drop: Collection[str] = ()
 ) -> CsvSink:
-    return CsvSink(opened(folder, group_by, "csv", style), group_by, style, drop)
+    return CsvSink(opened(folder, group_by, "csv", **style.options()), group_by, style, drop)
 
 
 def open_parquet(folder: Path, group_by: Sequence[str] = ("pod",), limits: Limits | None = None) -> ParquetSink:
@@ -186,11 +186,11 @@ def late_scenario(live: int, history: int) -> list[Record]:
 
 
 if __name__ == "__main__":
-    # format, folder, number of records, records a commit, history or not
+    # format, folder, number of records, records a commit, "late" where it is history behind live data
     sink = SINKS[sys.argv[1]](Path(sys.argv[2]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    scenario = late_scenario(100, int(sys.argv[3])) if "late" in sys.argv else long_scenario(int(sys.argv[3]))
-    play(sink, scenario, int(sys.argv[4]))
+    count = int(sys.argv[3])
+    play(sink, late_scenario(100, count) if "late" in sys.argv else long_scenario(count), int(sys.argv[4]))
     sink.close()
     sys.stdout.write("done\n")
