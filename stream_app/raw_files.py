@@ -108,8 +108,9 @@ def run_raw_files(
     progress = FilesProgress()
 
     def open_target(storage: Storage, from_ms: int | None) -> _Samples:
-        nonlocal target
+        nonlocal target, progress
         target = _Samples(storage, FORMATS[settings.file_format](), settings.metrics, from_ms or 0)
+        progress = target.progress(0)
         return target
 
     def on_commit(behind: int) -> None:

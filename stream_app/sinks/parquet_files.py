@@ -145,10 +145,11 @@ def _ranks(records: Records) -> Int64Array:
 def _tables(records: Records, starts: Sequence[int]) -> Iterator[tuple[int, Rows]]:
     """Yield the number and the rows of each group, which begins at its place in *starts*.
 
-    Neighbours of the same metrics share their columns: most of a small table's costs are for each column.
+    Neighbours of the same columns share them: most of a small table's costs are for each column.
     """
     lowest, highest = (ufunc.reduceat(records.layout, starts) for ufunc in (np.minimum, np.maximum))
-    is_alone = (lowest != highest) | _differs(lowest) | _differs(highest)
+    is_service = np.array([who[1] is None for who in records.whos], np.int64)[records.who[starts]]
+    is_alone = (lowest != highest) | _differs(lowest) | _differs(highest) | _differs(is_service)
     firsts = np.flatnonzero(is_alone).tolist()
     edges = [*starts, len(records)]
     for first, last in pairwise([*firsts, len(starts)]):

@@ -81,8 +81,6 @@ def _cells(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _values(cells: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    if kind == TIME_TYPE:
-        return pc.strptime(cells, "%Y-%m-%dT%H:%M:%S", "ms")
     if pa.types.is_floating(kind):
         for plain, spelled in _SPELLED.items():
             cells = pc.if_else(pc.equal(cells, spelled), plain, cells)
