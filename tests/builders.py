@@ -20,21 +20,21 @@ def catalogue(partitions: int = PARTITIONS) -> Catalogue:
 
 def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
     """Return the samples as a source would: a row a series, in time order."""
-    rows = []
-    for (namespace, pod, metric, series), found in samples.groupby(
-        ["namespace", "pod", "metric", "series"], sort=False
-    ):
-        labels = {"__name__": metric, "namespace": namespace, "pod": pod, "series": str(series)}
-        part = found.sort_values("timestamp")
-        rows.append((orjson.dumps(labels), part["timestamp"].to_numpy(np.int64), part["value"].to_numpy(float)))
-    lengths = [0, *(len(stamps) for _, stamps, _ in rows)]
-    ids = known.ids([label_set for label_set, _, _ in rows])
+    names = ["namespace", "pod", "metric", "series"]
+    number = samples.groupby(names, sort=False).ngroup().to_numpy(np.int64)
+    order = np.lexsort((samples["timestamp"], number))
+    series = samples[names].drop_duplicates().itertuples(index=False, name=None)
+    labels = [
+        {"__name__": metric, "namespace": namespace, "pod": pod, "series": str(one)}
+        for namespace, pod, metric, one in series
+    ]
+    ids = known.ids([orjson.dumps(one) for one in labels])
     known.place({pod: service_of(pod.name) for pod in known.unplaced()})
     return packing.FetchedSeries(
         ids,
-        np.cumsum(lengths),
-        np.concatenate([stamps for _, stamps, _ in rows]) if rows else np.empty(0, np.int64),
-        np.concatenate([values for _, _, values in rows]) if rows else np.empty(0),
+        np.append(0, np.cumsum(np.bincount(number, minlength=len(labels)))),
+        samples["timestamp"].to_numpy(np.int64)[order],
+        samples["value"].to_numpy(float)[order],
     )
 
 
