@@ -303,12 +303,13 @@ class Worker:
             raise NewerVersion(f"{topic} partition {partition} offset {offset}: {error}") from error
         except MalformedMessage as error:
             self._telemetry.failed(error)
+            header = wire.header_of(headers)
+            marked = "" if header is None else ", and its windows are marked incomplete"
             # A traceback of the decoder says nothing more.
             log.error(  # noqa: TRY400
-                "a message cannot be read; it goes to the dead letters, and its windows are marked incomplete",
+                f"a message cannot be read; it goes to the dead letters{marked}",  # noqa: G004 - once a bad message
                 extra={"topic": topic, "partition": partition, "offset": offset, "error": str(error)},
             )
-            header = wire.header_of(headers)
             letter = dead_letter(
                 self._view.topics.dead_letters,
                 message.key,
@@ -349,10 +350,12 @@ class Worker:
             return False
         pipeline.committed = emission.offset
         self._telemetry.committed(emission, began)
-        log.info(
-            "windows emitted",
-            extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
-        )
+        # A dead letter was told of when it was found.
+        if not any(output.reason for output in emission.outputs):
+            log.info(
+                "windows emitted",
+                extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
+            )
         return True
 
     async def _look_at_ends(self) -> None:

@@ -144,6 +144,8 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         _check_schema(fields["schema"].decode())
         kind, header = fields["kind"].decode(), _header(fields)
         incomplete = _refused(fields.get("incomplete", b"[]"))
+    except KeyError as error:
+        raise MalformedMessage(f"a message has no header {error}: it is no range chunk") from error
     except _UNREADABLE as error:
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):
