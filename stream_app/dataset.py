@@ -254,7 +254,7 @@ class _Parts:
         if finished:
             # What is committed by now is all there will be: read up to there.
             last = replace(self._files, until_idle=True, drop=self._settings.drop)
-            run_files(last, threading.Event(), self._on_written)
+            self.files = run_files(last, threading.Event(), self._on_written).files
         return finished
 
     def delete_topics(self, admin: Any) -> None:

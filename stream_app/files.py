@@ -132,12 +132,10 @@ def run_files(
     progress = FilesProgress()
 
     def open_files(storage: Storage, from_ms: int | None) -> _Files:
-        nonlocal progress
         sink = SINKS[settings.file_format](storage, settings.group_by, settings.style, settings.drop)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
         files = _Files(sink, views, of_services, from_ms)
         opened.append(files)
-        progress = files.progress(0)
         return files
 
     def on_commit(behind: int) -> None:
@@ -146,7 +144,7 @@ def run_files(
         on_progress(progress)
 
     run_loop(loop, options, open_files, stop, on_commit)
-    return progress
+    return opened[0].progress(progress.behind) if opened else progress
 
 
 class _Files:
