@@ -345,7 +345,7 @@ class _Columns:
                 _numbers_in(self._origins, origins),
                 _numbers_in(self._incompletes, fields["incomplete"]),
                 _numbers_in(self._layouts, map(tuple, metrics)),
-                np.array(values, np.float64),
+                np.fromiter(values, np.float64, len(values)),
                 np.array(list(map(len, metrics)), np.int64),
             )
         )

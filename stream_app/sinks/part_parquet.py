@@ -13,6 +13,9 @@ _RANKS = b"podstream.ranks"
 """Columns do not tell which rows are partial or revised: a file's metadata does, where any are."""
 
 
+_MANY_ROWS = 10_000
+
+
 class ParquetParts:
     """A ``PartFormat``: one row group a file, zstd, statistics of what rows are sorted by and of numbers."""
 
@@ -50,20 +53,24 @@ class ParquetParts:
 
     def decoded(self, data: bytes, _: str | None) -> Rows:
         try:
-            texts = [field.name for field in _schema(data) if pa.types.is_string(field.type)]
-            with pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts, page_checksum_verification=True) as file:
+            metadata = pq.read_metadata(pa.BufferReader(data))
+            # Where texts are few, dictionaries cost more than they save.
+            texts = _texts(metadata) if metadata.num_rows >= _MANY_ROWS else None
+            options = {"metadata": metadata, "read_dictionary": texts, "page_checksum_verification": True}
+            with pq.ParquetFile(pa.BufferReader(data), **options) as file:
                 table = file.read(use_threads=False)
-                ranks = (file.metadata.metadata or {}).get(_RANKS)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(str(error)) from error
+        ranks = (metadata.metadata or {}).get(_RANKS)
         return Rows(table.replace_schema_metadata(None), unpacked_ranks(ranks and ranks.decode(), len(table)))
 
     def extras(self, data: bytes) -> frozenset[str]:
         try:
-            return frozenset(_schema(data).names) - frozenset(self.layout.fixed.names)
+            names = pq.read_metadata(pa.BufferReader(data)).schema.names
         except (pa.ArrowException, OSError) as error:
             raise ValueError(str(error)) from error
+        return frozenset(names) - frozenset(self.layout.fixed.names)
 
 
-def _schema(data: bytes) -> pa.Schema:
-    return pq.read_schema(pa.BufferReader(data))
+def _texts(metadata: pq.FileMetaData) -> list[str]:
+    return [field.name for field in metadata.schema.to_arrow_schema() if pa.types.is_string(field.type)]

@@ -163,7 +163,7 @@ def read_by_all(folder: Path) -> list[pd.DataFrame]:
 def test_little_is_written_anew(tmp_path: Path) -> None:
     """Rows in the order of time are rewritten as often as a part can double, late ones as far as they pay for it."""
     limits = Limits(rewritten_per_row=4, rewritten_per_commit=100)
-    minutes, pods = 600, 4
+    minutes, pods = 300, 4
     with opened(tmp_path, limits) as (storage, store):
         written = 0
 
