@@ -211,7 +211,7 @@ def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--format",
             "file_format",
-            type=click.Choice(["csv"]),
+            type=click.Choice(["csv", "parquet"]),
             default="csv",
             show_default=True,
             help="The files' format.",
@@ -364,9 +364,64 @@ def files(**flags: Any) -> None:
         idle_s=flags["idle_ms"] / 1000,
     )
     stop = stop_on_signals()
-    with display(settings, presence(as_json=flags["as_json"])) as shown:
+    with display(presence(as_json=flags["as_json"]), until_idle=settings.until_idle) as shown:
         total = run_files(settings, stop, shown.written)
     click.echo(f"{settings.storage}: {total.rows:,} rows written, {total.files:,} files", err=True)
+    if settings.until_idle and stop.is_set():
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@cli.command("raw-files")
+@storage_option
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["parquet", "csv"]),
+    default="parquet",
+    show_default=True,
+    help="The files' format.",
+)
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="GLOB", help="Only of these, like 'container_memory_*'; repeatable."
+)
+@click.option(
+    "--from",
+    "start",
+    type=typed("earliest|latest|time", _start),
+    help="Where a new storage begins: what Kafka still has, what comes from now on, or samples from this time on. "
+    "[default: earliest]",
+)
+@click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
+@click.option(
+    "--idle",
+    "idle_ms",
+    type=DURATION_MS,
+    default="5s",
+    show_default=True,
+    help="With --until-idle: how long nothing must have come.",
+)
+@kafka_options
+@json_option
+@logging_option
+def raw_files(**flags: Any) -> None:
+    """Write the samples as they were read, a folder a metric and day, for good."""
+    from stream_app.files_display import display  # noqa: PLC0415
+    from stream_app.raw_files import RawFilesSettings, run_raw_files  # noqa: PLC0415
+
+    settings = RawFilesSettings(
+        cluster=flags["cluster"],
+        topics=flags["topics"],
+        storage=flags["storage"],
+        file_format=flags["file_format"],
+        metrics=flags["metrics"],
+        start=flags["start"],
+        until_idle=flags["until_idle"],
+        idle_s=flags["idle_ms"] / 1000,
+    )
+    stop = stop_on_signals()
+    with display(presence(as_json=flags["as_json"]), until_idle=settings.until_idle, rows="samples") as shown:
+        total = run_raw_files(settings, stop, shown.written)
+    click.echo(f"{settings.storage}: {total.rows:,} samples written, {total.files:,} files", err=True)
     if settings.until_idle and stop.is_set():
         sys.exit(EXIT_INTERRUPTED)
 

@@ -20,7 +20,7 @@ from stream_app.sink_loop import LoopSettings, Start, run_loop
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.csv_style import CsvStyle
-from stream_app.sinks.formats import SINKS, check_looks
+from stream_app.sinks.formats import PACES, SINKS, check_looks
 
 log = logging.getLogger(__name__)
 
@@ -62,11 +62,11 @@ class FilesSettings:
     idle_s: float = 5.0
     """A worker commits about once a second; five leave room for a pause of the garbage collector or a broker."""
 
-    commit_s: float = 1.0
-    """Files are at most so much behind what has been read."""
+    commit_s: float | None = None
+    """Commit so often; None: as the format has it."""
 
-    commit_rows: int = 50_000
-    """Commit earlier when so many rows are held in memory: about 50 MB at 20 metrics a row, with their text."""
+    commit_rows: int | None = None
+    """Commit earlier when so many rows are held in memory; None: as the format has it."""
 
     complete_s: float = 60.0
     """Rows behind a file's end are in it so much later at most, while more and more come; else within seconds."""
@@ -84,6 +84,8 @@ class FilesProgress:
     """Messages that are no record, skipped."""
     other_views: int = 0
     """Records of views that were not asked for, skipped."""
+    messages: int = 0
+    """All that were read."""
     behind: int = 0
     """Offsets between what has been read and the end of the topics, as last heard from the broker."""
 
@@ -107,6 +109,7 @@ def run_files(
             deleted records that were not read, or records of a second view appear.
     """
     wanted = _checked(settings)
+    commit_s, commit_rows = PACES[settings.file_format]
     of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
     loop = LoopSettings(
         cluster=settings.cluster,
@@ -116,8 +119,8 @@ def run_files(
         start=settings.start,
         until_idle=settings.until_idle,
         idle_s=settings.idle_s,
-        commit_s=settings.commit_s,
-        commit_rows=settings.commit_rows,
+        commit_s=commit_s if settings.commit_s is None else settings.commit_s,
+        commit_rows=settings.commit_rows or commit_rows,
         complete_s=settings.complete_s,
     )
     options = {
@@ -150,13 +153,14 @@ class _Files:
     def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool], from_ms: int | None) -> None:
         self._sink, self._views, self._of_services = sink, views, of_services
         self._from_ms = from_ms
-        self._held = self._rows = self._malformed = 0
+        self._held = self._rows = self._malformed = self._messages = 0
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
         return self._sink.offsets
 
     def take(self, messages: Sequence[Any]) -> int:
+        self._messages += len(messages)
         for of_service in {self._of_services[message.topic()] for message in messages}:
             mine = [message for message in messages if self._of_services[message.topic()] is of_service]
             records, faults = read_rows(mine, of_service=of_service)
@@ -187,7 +191,8 @@ class _Files:
         self._sink.finish()
 
     def progress(self, behind: int) -> FilesProgress:
-        return FilesProgress(self._rows, self._sink.file_count, self._malformed, self._views.skipped, behind)
+        skipped = self._views.skipped
+        return FilesProgress(self._rows, self._sink.file_count, self._malformed, skipped, self._messages, behind)
 
 
 class _ViewFilter:

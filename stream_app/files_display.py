@@ -11,7 +11,7 @@ import click
 import orjson
 
 from ingestor.command_line import Presence
-from stream_app.files import FilesProgress, FilesSettings
+from stream_app.files import FilesProgress
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +29,18 @@ class Display(Protocol):
         """Show what a commit came to."""
 
 
-def display(settings: FilesSettings, presence: Presence) -> Display:
-    """Return the display for *presence*."""
+def display(presence: Presence, *, until_idle: bool, rows: str = "rows") -> Display:
+    """Return the display for *presence*; *rows* is what they are called."""
     if presence == "terminal":
-        return _Bar(settings)
-    return _Json() if presence == "json" else _Lines()
+        return _Bar(rows, until_idle=until_idle)
+    return _Json(rows) if presence == "json" else _Lines(rows)
 
 
 class _Lines:
     """What was written since the line before; the first line at once, to show that all is well."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: str) -> None:
+        self._name = rows
         self._told_at: float | None = None
         self._told_rows = 0
 
@@ -54,22 +55,23 @@ class _Lines:
         if progress.rows == self._told_rows or (self._told_at is not None and now - self._told_at < _LINE_S):
             return
         rows, self._told_at, self._told_rows = progress.rows - self._told_rows, now, progress.rows
-        log.info("rows written", extra={"rows": rows, "files": progress.files, "behind": progress.behind})
+        fields = {self._name: rows, "files": progress.files, "behind": progress.behind}
+        log.info("%s written", self._name, extra=fields)
 
 
 class _Json(_Lines):
     """An object a commit."""
 
     def written(self, progress: FilesProgress) -> None:
-        fields = {"rows": progress.rows, "files": progress.files, "behind": progress.behind}
+        fields = {self._name: progress.rows, "files": progress.files, "behind": progress.behind}
         click.echo(orjson.dumps({"event": "written", **fields}))
 
 
 class _Bar(_Lines):
     """How much of what was there is written, rows, files, and how many messages are left."""
 
-    def __init__(self, settings: FilesSettings) -> None:
-        super().__init__()
+    def __init__(self, rows: str, *, until_idle: bool) -> None:
+        super().__init__(rows)
         from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415
 
@@ -77,11 +79,13 @@ class _Bar(_Lines):
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[rows]:,} rows  {task.fields[files]:,} files  {task.fields[behind]:,} behind"),
+            TextColumn(
+                "{task.fields[rows]:,} " + rows + "  {task.fields[files]:,} files  {task.fields[behind]:,} behind"
+            ),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("waiting for records", total=None, rows=0, files=0, behind=0)
-        self._end = "to the end" if settings.until_idle else "live"
+        self._task = self._bar.add_task("waiting", total=None, rows=0, files=0, behind=0)
+        self._end = "to the end" if until_idle else "live"
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -91,7 +95,7 @@ class _Bar(_Lines):
         self._bar.stop()
 
     def written(self, progress: FilesProgress) -> None:
-        done = progress.rows + progress.malformed + progress.other_views
+        done = progress.messages
         self._bar.update(
             self._task,
             description="catching up" if progress.behind else self._end,

@@ -43,6 +43,8 @@ _BEGINNING = f"{OWN_FOLDER}/beginning.json"
 """Where a storage began, unless at the earliest."""
 _CALM_S = 2.0
 """Nothing has come for so long: a good moment to complete files."""
+_COMMITTING_SHARE = 4
+"""After a commit comes a pause of so many times its length: what is held then makes the next one worth more."""
 _COMPLETING_SHARE = 10
 """Completing files takes at most one part in so many of the time."""
 
@@ -282,6 +284,7 @@ class _Loop:
     def run(self, stop: threading.Event) -> None:
         settings = self._settings
         committed_at = moved_at = time.monotonic()
+        pause_s = settings.commit_s
         while not stop.is_set():
             messages = self._consumer.consume(settings.batch_messages, _POLL_S)
             if name := self._ear.missing(self._admin, self._topics):
@@ -289,8 +292,9 @@ class _Loop:
             if messages and self._take(messages):
                 moved_at = time.monotonic()
             now = time.monotonic()
-            if self._held >= settings.commit_rows or now - committed_at >= settings.commit_s:
+            if self._held >= settings.commit_rows or now - committed_at >= pause_s:
                 self._commit()
+                pause_s = max(settings.commit_s, _COMMITTING_SHARE * (time.monotonic() - now))
                 self._complete_in_time(is_calm=now - moved_at >= _CALM_S)
                 committed_at = time.monotonic()
             if settings.until_idle and now - moved_at >= settings.idle_s:

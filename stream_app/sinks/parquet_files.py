@@ -15,8 +15,9 @@ import pyarrow as pa
 from stream_app.records import BoolArray, Float64Array, Int64Array, Records, joined
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Storage
-from stream_app.sinks.parquet_parts import Limits, PartitionPath, PartStore
-from stream_app.sinks.parquet_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
+from stream_app.sinks.part_parquet import ParquetParts
+from stream_app.sinks.part_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
+from stream_app.sinks.part_store import Limits, PartitionPath, PartStore
 from stream_app.sinks.paths import column_name, hive
 
 _POD = Layout(pa.schema([(TIME, TIME_TYPE), ("pod", TEXT)]), keys=("pod", TIME), extra=pa.float64())
@@ -52,7 +53,10 @@ class ParquetSink:
         groupings = sorted(set(group_by))
         roots: dict[str, PartitionPath] = {name: (hive("group", name),) * (len(groupings) > 1) for name in groupings}
         layouts = {"pod": _POD, "service": _SERVICE}
-        self._stores = {name == "service": PartStore(storage, layouts[name], roots[name], limits) for name in groupings}
+        self._stores = {
+            name == "service": PartStore(storage, ParquetParts(layouts[name]), roots[name], limits)
+            for name in groupings
+        }
         self._held: list[Records] = []
 
     @property
@@ -141,10 +145,11 @@ def _ranks(records: Records) -> Int64Array:
 def _tables(records: Records, starts: Sequence[int]) -> Iterator[tuple[int, Rows]]:
     """Yield the number and the rows of each group, which begins at its place in *starts*.
 
-    Neighbours of the same metrics share their columns: most of a small table's costs are for each column.
+    Neighbours of the same columns share them: most of a small table's costs are for each column.
     """
     lowest, highest = (ufunc.reduceat(records.layout, starts) for ufunc in (np.minimum, np.maximum))
-    is_alone = (lowest != highest) | _differs(lowest) | _differs(highest)
+    is_service = np.array([who[1] is None for who in records.whos], np.int64)[records.who[starts]]
+    is_alone = (lowest != highest) | _differs(lowest) | _differs(highest) | _differs(is_service)
     firsts = np.flatnonzero(is_alone).tolist()
     edges = [*starts, len(records)]
     for first, last in pairwise([*firsts, len(starts)]):

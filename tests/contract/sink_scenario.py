@@ -18,7 +18,7 @@ from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
 from stream_app.sinks.csv_style import CsvStyle
 from stream_app.sinks.parquet_files import ParquetSink
-from stream_app.sinks.parquet_parts import Limits
+from stream_app.sinks.part_store import Limits
 
 TOPIC, PARTITION = "metrics.pods", 0
 VIEW = View("1m", "mean")

@@ -138,7 +138,7 @@ def test_values_and_types(tmp_path: Path) -> None:
 def test_both_groupings(tmp_path: Path) -> None:
     """Pods and services have a folder each, which is one table."""
     pods = [record(0, "a", cpu=1.0), record(0, "b", cpu=2.0)]
-    services = [record(0, None, cpu=3.0, pods=2.0), record(1, None, service="web", cpu=4.0)]
+    services = [record(0, None, cpu=3.0), record(1, None, service="web", cpu=4.0, pods=2.0)]
     write(tmp_path, pods + services, group_by=("pod", "service"))
     for reader in READERS.values():
         assert rows(reader(tmp_path / "group=pod").drop(columns="group", errors="ignore")) == oracle(pods)

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_app.sinks.checkpoint import Identity, Storage
-from stream_app.sinks.parquet_parts import Limits, PartStore
-from stream_app.sinks.parquet_rows import TEXT, TIME, TIME_TYPE, Layout, Rows, merged
+from stream_app.sinks.part_parquet import ParquetParts
+from stream_app.sinks.part_rows import TEXT, TIME, TIME_TYPE, Layout, Rows, merged
+from stream_app.sinks.part_store import Limits, PartStore
 
 LAYOUT = Layout(pa.schema([(TIME, TIME_TYPE), ("pod", TEXT)]), keys=("pod", TIME), extra=pa.float64())
 IDENTITY = Identity("cluster", {"topic": "id"}, {"format": "parquet"})
@@ -37,7 +38,7 @@ def opened(folder: Path, limits: Limits) -> Iterator[tuple[Storage, PartStore]]:
     storage = Storage(folder)
     try:
         storage.open(IDENTITY)
-        yield storage, PartStore(storage, LAYOUT, limits=limits)
+        yield storage, PartStore(storage, ParquetParts(LAYOUT), limits=limits)
     finally:
         storage.close()
 

@@ -1,4 +1,4 @@
-"""Sorted Parquet files in partition folders, of which readers take any folder for one table.
+"""Sorted files in partition folders, of which readers take any folder for one table.
 
 A *partition* is a path of Hive's ``key=value`` folders, the date last. It holds *parts*
 whose stretches of time are apart, so rows that lie in none of them are a new part, and no
@@ -12,7 +12,7 @@ other file is touched. The rest is paid for in a bounded way:
   when a partition comes after its own, which then is over.
 - **A new column** is added to all parts of its partition, and no further: parts of a
   partition have the same columns, partitions may differ.
-- **Heads**: pandas takes the columns of the first file for those of all, and so do others
+- **Heads** (Parquet): pandas takes the columns of the first file for those of all, and so do others
   that are told to fill in what is missing. So a folder of partitions that differ has a file
   without rows and with all columns, which comes first whoever sorts the names: it lies in
   another spelling of the first partition's folder (``service=%61pi`` is ``service=api``).
@@ -22,27 +22,59 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from stream_app.sinks.checkpoint import OWN_FOLDER, Storage
-from stream_app.sinks.parquet_rows import Layout, Rows, cut, decoded, decoded_extras, encoded, merged, no_rows
+from stream_app.sinks.part_rows import Layout, Rows, cut, merged, no_rows
 
 PartitionPath = tuple[str, ...]
 """Names of folders, like ``namespace=shop``, ``service=cart``, ``date=2026-11-23``."""
 
-SUFFIX = ".parquet"
+_LATE_FOLDER, _LATE_SUFFIX = f"{OWN_FOLDER}/late", ".late"
+"""Of another name, for readers that look for Parquet look into all folders."""
 
-_LATE_FOLDER = f"{OWN_FOLDER}/late"
 _HEAD = "columns-"
 """Sorts before ``part-``, for the head of a folder of dates lies beside the first date's parts."""
 
 _FEWEST_MERGED, _MOST_MERGED = 4, 8
 """Small parts that are merged at a time."""
 
+_ENOUGH = 8
+"""A part of one in so many of the largest one's rows is large enough to stay when its day is over."""
+
 _FIRST_PLAIN = re.compile(r"([^=]+=(?:%[0-9A-F]{2})*)([^%])(.*)", re.DOTALL)
+
+
+class PartFormat(Protocol):
+    """How a part is written."""
+
+    layout: Layout
+    suffix: str
+    has_heads: bool
+    """Whether readers take folders of such files for one table."""
+
+    def encoded(self, rows: Rows, extras: Iterable[str]) -> tuple[pa.Buffer, str | None]:
+        """Return the bytes of a file with the columns of the layout and *extras*, and what to remember of it."""
+
+    def decoded(self, data: bytes, remembered: str | None) -> Rows:
+        """Read the bytes of a file.
+
+        Raises:
+            ValueError: they are not as `encoded` returns them.
+        """
+
+    def extras(self, data: bytes) -> frozenset[str]:
+        """Return the names of a file's columns beside those of the layout.
+
+        Raises:
+            ValueError: it has no columns.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +102,8 @@ class _Part:
     """Of late rows: they have columns that their partition does not have."""
     name: str = ""
     """Empty: not written yet."""
+    remembered: str | None = None
+    """What its format has to know."""
     fresh: Rows | None = None
     """Its rows, where they are in memory."""
 
@@ -79,14 +113,15 @@ class _Part:
         return cls(int(times.min()), int(times.max()), len(rows), fresh=rows)
 
     @classmethod
-    def there(cls, name: str, note: list[int]) -> _Part:
-        first_ms, last_ms, rows, widens = note
-        return cls(first_ms, last_ms, rows, bool(widens), name)
+    def there(cls, name: str, note: list[Any]) -> _Part:
+        first_ms, last_ms, rows, widens, *remembered = note
+        return cls(first_ms, last_ms, rows, widens, name, *remembered)
 
     @property
-    def note(self) -> list[int]:
+    def note(self) -> list[Any]:
         """What the checkpoint remembers of the file."""
-        return [self.first_ms, self.last_ms, self.rows, int(self.widens)]
+        known = [self.first_ms, self.last_ms, self.rows, self.widens]
+        return known if self.remembered is None else [*known, self.remembered]
 
     def overlaps(self, other: _Part) -> bool:
         return self.first_ms <= other.last_ms and other.first_ms <= self.last_ms
@@ -133,21 +168,26 @@ class PartStore:
 
     Args:
         storage: the whole.
-        layout: what all parts have in common.
+        part_format: what all parts have in common, and how they are written.
         root: the folder; empty: the storage's own.
         limits: how much is done.
     """
 
     def __init__(
-        self, storage: Storage, layout: Layout, root: PartitionPath = (), limits: Limits | None = None
+        self,
+        storage: Storage,
+        part_format: PartFormat,
+        root: PartitionPath = (),
+        limits: Limits | None = None,
     ) -> None:
-        self._storage, self._layout, self._root, self._limits = storage, layout, root, limits or Limits()
+        self._storage, self._layout, self._format = storage, part_format.layout, part_format
+        self._root, self._limits = root, limits or Limits()
         self._partitions: dict[PartitionPath, _Partition] = {}
         self._nodes: dict[PartitionPath, _Node] = {}
         self._pieces: defaultdict[PartitionPath, list[Rows]] = defaultdict(list)
         self._with_late: dict[PartitionPath, None] = {}
         self._loose: defaultdict[PartitionPath, dict[PartitionPath, None]] = defaultdict(dict)
-        """Partitions of several parts, by the folder that they are in."""
+        """Partitions with small parts that adjoin, by the folder that they are in."""
         self._over: dict[PartitionPath, None] = {}
         """Those of them that others came after, or beside."""
         self._changed_nodes: set[PartitionPath] = set()
@@ -240,7 +280,7 @@ class PartStore:
         self._with_late.pop(partition.path, None)
 
     def _put_aside(self, partition: _Partition, new: _Part) -> None:
-        new.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}"
+        new.name = f"{_LATE_FOLDER}/{partition.folder}/{self._next_name()}{_LATE_SUFFIX}"
         self._store(new, self._rows(new).extras(self._layout))
         partition.late.append(new)
         self._with_late[partition.path] = None
@@ -280,14 +320,20 @@ class PartStore:
         return parts
 
     def _packed(self, partition: _Partition) -> list[_Part]:
-        """Return the parts of *partition* as few large ones."""
+        """Return the parts of *partition*, small ones that adjoin as few larger ones."""
         most = self._most_rows(self._columns(partition))
-        runs: list[list[_Part]] = [[]]
-        for part in partition.parts:
-            if runs[-1] and sum(one.rows for one in runs[-1]) + part.rows > most:
-                runs.append([])
-            runs[-1].append(part)
+        runs = [partition.parts[:1]]
+        for before, part in pairwise(partition.parts):
+            if self._are_small(before, part, most) and sum(one.rows for one in runs[-1]) + part.rows <= most:
+                runs[-1].append(part)
+            else:
+                runs.append([part])
         return [run[0] if len(run) == 1 else self._joined(run) for run in runs]
+
+    @staticmethod
+    def _are_small(part: _Part, other: _Part, most: int) -> bool:
+        """Tell whether two neighbours are worth being one when nothing more comes."""
+        return max(part.rows, other.rows) * _ENOUGH <= most
 
     def _most_rows(self, columns: frozenset[str]) -> int:
         return max(1, self._limits.part_cells // (len(columns) + len(self._layout.fixed)))
@@ -312,19 +358,20 @@ class PartStore:
 
     def _give_file(self, partition: _Partition, part: _Part, columns: frozenset[str]) -> None:
         if not part.name:
-            part.name, part.widens = f"{partition.folder}/part-{self._next_name()}{SUFFIX}", False
+            part.name, part.widens = f"{partition.folder}/part-{self._next_name()}{self._format.suffix}", False
             self._store(part, columns)
 
     def _store(self, part: _Part, columns: frozenset[str]) -> None:
         if part.fresh is not None:
-            self._storage.replace(part.name, [encoded(self._layout, part.fresh, columns)], part.note)
+            content, part.remembered = self._format.encoded(part.fresh, columns)
+            self._storage.replace(part.name, [content], part.note)
         part.fresh = None
 
     def _rows(self, part: _Part) -> Rows:
         if part.fresh is not None:
             return part.fresh
         with self._storage.reading(part.name) as file:
-            return decoded(file.read())
+            return self._format.decoded(file.read(), part.remembered)
 
     def _next_name(self) -> str:
         self._written += 1
@@ -337,7 +384,7 @@ class PartStore:
 
     def _columns_of(self, name: str) -> frozenset[str]:
         with self._storage.reading(name) as file:
-            return decoded_extras(self._layout, file.read())
+            return self._format.extras(file.read())
 
     def _new_partition(self, path: PartitionPath, busy: Container[PartitionPath]) -> _Partition:
         self._over.update(dict.fromkeys(other for other in self._loose[path[:-1]] if other not in busy))
@@ -346,7 +393,8 @@ class PartStore:
 
     def _note_looseness(self, partition: _Partition) -> None:
         loose = self._loose[partition.path[:-1]]
-        if len(partition.parts) > 1:
+        most = self._limits.part_cells // (len(partition.columns or ()) + len(self._layout.fixed))
+        if any(self._are_small(*two, most) for two in pairwise(partition.parts)):
             loose[partition.path] = None
         else:
             loose.pop(partition.path, None)
@@ -367,12 +415,14 @@ class PartStore:
 
     def _renew_heads(self) -> None:
         """Write the heads of folders that have other columns, or another first partition, than before."""
+        if not self._format.has_heads:
+            self._changed_nodes.clear()
         for path in sorted(self._changed_nodes):
             node = self._nodes[path]
-            head = _head_name(node.first, len(path))
+            head = _head_name(node.first, len(path)) + self._format.suffix
             if node.head not in ("", head):
                 self._storage.remove(node.head)
-            content = encoded(self._layout, no_rows(self._layout), node.columns or ())
+            content, _ = self._format.encoded(no_rows(self._layout), node.columns or ())
             self._storage.replace(head, [content], "/".join(path))
             node.head = head
         self._changed_nodes.clear()
@@ -381,6 +431,8 @@ class PartStore:
         """Find out what there is from the notes of the storage's files."""
         heads: dict[PartitionPath, str] = {}
         for name, state in self._storage.files.items():
+            if not name.endswith((self._format.suffix, _LATE_SUFFIX)):
+                continue
             folder, _, last = name.rpartition("/")
             is_late = folder.startswith(f"{_LATE_FOLDER}/")
             is_head = last.startswith(_HEAD)
@@ -433,4 +485,4 @@ def _head_name(first: PartitionPath, depth: int) -> str:
             before, character, after = plain.groups()
             folders[level] = f"{before}%{ord(character):02X}{after}"
             break
-    return f"{'/'.join(folders)}/{_HEAD}{depth}{SUFFIX}"
+    return f"{'/'.join(folders)}/{_HEAD}{depth}"

@@ -1,9 +1,9 @@
-"""Rows of Parquet parts in memory: sorted, one a key, and to and from a file's bytes. Pure."""
+"""The rows of parts in memory: what they are known by, sorted, one a key. Pure."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.core.chunk import Int64Array
 
@@ -22,13 +21,7 @@ TEXT = pa.dictionary(pa.int32(), pa.string())
 COMMON_RANK = 0
 """Of rows whose rank is not written down."""
 
-_RANKS = b"podstream.ranks"
-"""A file cannot say in its columns which of its rows are partial or revised: its metadata does, where any are."""
-
 _RUN = np.dtype([("rows", "<i8"), ("rank", "<i8")])
-
-_MANY_ROWS = 10_000
-"""From here on repeated numbers are worth a dictionary; in small files its page costs more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,65 +96,6 @@ def cut(rows: Rows, most: int) -> list[Rows]:
     return [rows.where(piece == number) for number in np.unique(piece).tolist()]
 
 
-def encoded(layout: Layout, rows: Rows, extras: Iterable[str]) -> pa.Buffer:
-    """Return the bytes of a file of *rows* with the columns of *layout* and *extras*."""
-    names = [*layout.fixed.names, *sorted(extras)]
-    have = set(rows.table.column_names)
-    columns = [rows.table[name] if name in have else pa.nulls(len(rows), layout.extra) for name in names]
-    table = pa.table(dict(zip(names, columns, strict=True)))
-    few = [field.name for field in table.schema if not pa.types.is_floating(field.type)]
-    sink = pa.BufferOutputStream()
-    with pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression="zstd",
-        compression_level=1,
-        use_dictionary=True if len(rows) >= _MANY_ROWS else few,
-        write_page_checksum=True,
-        # Else readers would be told of our dictionaries, and make categories of texts.
-        store_schema=False,
-    ) as writer:
-        writer.write_table(table, row_group_size=max(len(rows), 1))
-        if not (rows.ranks == COMMON_RANK).all():
-            writer.add_key_value_metadata({_RANKS: _packed(rows.ranks)})
-    return sink.getvalue()
-
-
-def decoded(data: bytes) -> Rows:
-    """Read the bytes of a file.
-
-    Raises:
-        ValueError: they are not those of a file as `encoded` writes it.
-    """
-    try:
-        texts = [field.name for field in _schema(data) if pa.types.is_string(field.type)]
-        with pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts, page_checksum_verification=True) as file:
-            table = file.read(use_threads=False)
-            metadata: dict[bytes, bytes] = file.metadata.metadata or {}
-        ranks = _unpacked(metadata[_RANKS]) if _RANKS in metadata else np.full(len(table), COMMON_RANK, np.int64)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-    if len(ranks) != len(table):
-        raise ValueError(f"it has {len(table)} rows and {len(ranks)} ranks")
-    return Rows(table.replace_schema_metadata(None), ranks)
-
-
-def decoded_extras(layout: Layout, data: bytes) -> frozenset[str]:
-    """Return the names of the columns that a file has beside those of *layout*.
-
-    Raises:
-        ValueError: *data* is no Parquet file.
-    """
-    try:
-        return frozenset(_schema(data).names) - frozenset(layout.fixed.names)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(str(error)) from error
-
-
-def _schema(data: bytes) -> pa.Schema:
-    return pq.read_schema(pa.BufferReader(data))
-
-
 def _joined(layout: Layout, pieces: Sequence[Rows]) -> Rows:
     types = {field.name: field.type for field in layout.fixed}
     names = list(dict.fromkeys([*types, *(name for piece in pieces for name in piece.table.column_names)]))
@@ -221,18 +155,28 @@ def _is_constant(ranks: Int64Array) -> bool:
     return bool((ranks[1:] == ranks[:-1]).all())
 
 
-def _packed(ranks: Int64Array) -> bytes:
+def packed_ranks(ranks: Int64Array) -> str | None:
+    """Return *ranks* as a text, for some readers of metadata take it for UTF-8; None: all are common."""
+    if (ranks == COMMON_RANK).all():
+        return None
     starts = np.flatnonzero(np.diff(ranks, prepend=ranks[0] - 1))
     runs = np.empty(len(starts), _RUN)
     runs["rows"], runs["rank"] = np.diff(starts, append=len(ranks)), ranks[starts]
-    # Text, for some readers take metadata for UTF-8.
     plain = runs.tobytes()
-    return b"%d:%b" % (len(plain), base64.b64encode(pa.Codec("zstd").compress(plain).to_pybytes()))
+    return f"{len(plain)}:{base64.b64encode(pa.Codec('zstd').compress(plain).to_pybytes()).decode()}"
 
 
-def _unpacked(text: bytes) -> Int64Array:
-    size, _, packed = text.partition(b":")
-    plain = pa.Codec("zstd").decompress(base64.b64decode(packed), int(size)).to_pybytes()
-    runs = np.frombuffer(plain, _RUN)
+def unpacked_ranks(text: str | None, rows: int) -> Int64Array:
+    """Return the ranks of so many rows.
+
+    Raises:
+        ValueError: they are of another number of rows, or none at all.
+    """
+    if text is None:
+        return np.full(rows, COMMON_RANK, np.int64)
+    size, _, packed = text.partition(":")
+    runs = np.frombuffer(pa.Codec("zstd").decompress(base64.b64decode(packed), int(size)).to_pybytes(), _RUN)
+    if runs["rows"].sum() != rows:
+        raise ValueError(f"it has {rows} rows and {runs['rows'].sum()} ranks")
     ranks: Int64Array = np.repeat(runs["rank"], runs["rows"])
     return ranks
