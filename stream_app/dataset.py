@@ -204,12 +204,14 @@ def _replace(path: Path, content: dict[str, Any]) -> None:
 
 def _delete(storage: Path) -> None:
     """Delete an earlier dataset: its state, and its files (in folders below the namespace, where names are long)."""
-    for path in sorted(path for suffix in SINKS for path in storage.glob(f"*/**/*.{suffix}")):
-        path.unlink()
     for folder in (storage / _STATE, storage / ".stream-app"):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in storage.iterdir():
-        if folder.is_dir() and not any(folder.iterdir()):
+    files = [path for suffix in SINKS for path in storage.glob(f"*/**/*.{suffix}")]
+    for path in files:
+        path.unlink()
+    folders = {folder for path in files for folder in path.parents if storage in folder.parents}
+    for folder in sorted(folders, reverse=True):
+        if not any(folder.iterdir()):
             folder.rmdir()
 
 

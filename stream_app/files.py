@@ -112,16 +112,16 @@ def run_files(
     commit_s, commit_rows = PACES[settings.file_format]
     of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
     loop = LoopSettings(
-        settings.cluster,
-        settings.topics.prefix,
-        tuple(of_services),
-        settings.storage,
-        settings.start,
-        settings.until_idle,
-        settings.idle_s,
-        commit_s if settings.commit_s is None else settings.commit_s,
-        settings.commit_rows or commit_rows,
-        settings.complete_s,
+        cluster=settings.cluster,
+        prefix=settings.topics.prefix,
+        topics=tuple(of_services),
+        storage=settings.storage,
+        start=settings.start,
+        until_idle=settings.until_idle,
+        idle_s=settings.idle_s,
+        commit_s=commit_s if settings.commit_s is None else settings.commit_s,
+        commit_rows=settings.commit_rows or commit_rows,
+        complete_s=settings.complete_s,
     )
     options = {
         "format": settings.file_format,

@@ -193,8 +193,7 @@ def run_loop(
         try:
             loop = _Loop(settings, topics, target, admin, consumer, ear, on_commit)
             if is_new:
-                # What was written while nobody had seen the topic has come since we began.
-                loop.begin(EARLIEST if waited else start)
+                loop.begin(start, waited=waited)
             loop.assign()
             loop.run(stop)
         finally:
@@ -251,11 +250,17 @@ class _Loop:
         self._moved = False
         self._completed_at, self._completing_s = time.monotonic(), 0.0
 
-    def begin(self, start: Start) -> None:
-        """Remember where a new storage begins before anything is read: a second start must not begin later."""
-        if start.kind == "earliest":
+    def begin(self, start: Start, *, waited: bool) -> None:
+        """Remember where a new storage begins before anything is read: a second start must not begin later.
+
+        Args:
+            start: what was asked for.
+            waited: the topics came later than we: then all that they have has come since.
+        """
+        if start == EARLIEST:
             return
-        for (topic, partition), offset in starts(self._admin, self._places, start.kind, start.from_ms).items():
+        kind = EARLIEST.kind if waited else start.kind
+        for (topic, partition), offset in starts(self._admin, self._places, kind, start.from_ms).items():
             self._offsets[topic][partition] = offset
         self._moved = True
         self._commit()

@@ -65,7 +65,6 @@ class CsvSink:
         self._held: list[Records] = []
         self._paths: dict[_Owner, str] = {}
         self._tables: dict[str, Table] = {}
-        """Columns by file: of one that rows wait for, those that it will have."""
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:

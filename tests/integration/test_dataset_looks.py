@@ -19,10 +19,10 @@ def test_a_dataset_looks_as_asked(
     """Columns of zeros are gone, what is absent is -1, times are numbers; and other looks are another dataset."""
     dataset = [
         "dataset", "--url", prometheus.url, *WHEN, "--preset", "none", "--chunk-size", "7m", "--method", "min",
-        "--expression", 'zero=0 * count by (namespace, pod) ({pod!=""})', "--step", "7m",
         "--bootstrap-servers", kafka.bootstrap_servers, "--storage", str(tmp_path / "data"),
     ]  # fmt: skip
-    looks = ["--missing", "-1", "--time-format", "epoch-ms"]
+    zero = ["--expression", 'zero=0 * count by (namespace, pod) ({pod!=""})', "--step", "7m"]
+    looks = ["--missing", "-1", "--time-format", "epoch-ms", *zero]
     run(stream_app(*dataset, *looks, "--drop-zero-columns"))
     expected: dict[str, dict[tuple[int, str], dict[str, float]]] = {}
     for (namespace, pod, start_ms), metrics in oracle.windows(samples, "7m", "min", "pod").items():
@@ -30,7 +30,7 @@ def test_a_dataset_looks_as_asked(
     found = {str(path.relative_to(tmp_path / "data")): path for path in (tmp_path / "data").glob("*/*.csv")}
     assert found.keys() == expected.keys()
     for name, path in found.items():
-        frame = pd.read_csv(path, float_precision="round_trip").set_index(["timestamp", "pod"]).sort_index()
+        frame = pd.read_csv(path).set_index(["timestamp", "pod"]).sort_index()
         rows = pd.DataFrame.from_dict(expected[name], orient="index").sort_index()
         is_zero = ((rows == 0) | rows.isna()).all()
         assert "zero" not in frame
@@ -42,3 +42,8 @@ def test_a_dataset_looks_as_asked(
     for others in ([], [*looks, "--drop-zero-columns"]):
         refused = run(stream_app(*dataset, *others), code=2)
         assert "holds a finished dataset: give --overwrite, or another --storage" in refused.stderr
+    path = tmp_path / "data/_/lonely.csv"
+    run(stream_app(*dataset, "--match", '{namespace="shop"}', "--overwrite"))
+    assert not path.parent.exists()
+    (text,) = {path.read_text().splitlines()[1].partition(",")[0] for path in (tmp_path / "data").glob("shop/*.csv")}
+    assert text.endswith("Z")
