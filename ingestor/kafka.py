@@ -144,6 +144,8 @@ def connect(cluster: Cluster) -> AdminClient:
             if why := refusal(cluster.bootstrap_servers, cluster.security):
                 raise ConfigError(f"Kafka at {why}") from error
             admin.raise_if_refused()
+            # Once it has learned the brokers' own names, the library may ask by these only.
+            _check_advertised(admin.without_tls, cluster.security)
             last = error
         else:
             _check_advertised([f"{broker.host}:{broker.port}" for broker in brokers], cluster.security)
@@ -178,6 +180,8 @@ class _Admin(AdminClient):
         self._cluster = cluster
         self._refused: KafkaError | None = None
         self.tls_failure: KafkaError | None = None
+        self.without_tls: list[str] = []
+        """Brokers' addresses at which TLS has failed."""
         config: dict[str, Any] = {**client_config(cluster), "error_cb": self._hear}
         super().__init__(config)
 
@@ -198,6 +202,8 @@ class _Admin(AdminClient):
             self._refused = error
         elif error.code() == KafkaError._SSL:  # noqa: SLF001 - the library has no public name for it
             self.tls_failure = error
+            if (at := re.match(r"\w+://([^/]+)/", reason(error))) and at[1] not in self.without_tls:
+                self.without_tls.append(at[1])
 
 
 def is_refusal(error: KafkaError) -> bool:

@@ -120,13 +120,16 @@ class Worker:
         await self._leave()
 
     async def _leave(self) -> None:
-        """Leave the group, or the next start would wait for this member's session to end."""
+        """End what was begun, and leave the group, or the next start would wait for this member's session to end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
                 # A transaction that has begun is ended first, if the broker answers; else the next start ends it.
                 async with self._lock:
                     self._stopping = True
-                await self.app.stop()
+                # A slot stays a member, to find its partitions again. Faust's stop tells the group nothing of
+                # it, and meanwhile would join once more if the slot has got another holder: it would put that one out.
+                if self._settings.slot is None:
+                    await self.app.stop()
 
     async def _start_app(self) -> None:
         """Start Faust.
@@ -205,8 +208,9 @@ class Worker:
                     await _in_thread(self._transactions.refuse_other_holder, self._member_id)
                 except IngestorError as error:
                     self._fail(error)
-                    # It joins when this returns.
-                    await asyncio.Event().wait()
+            if self._stopping and settings.slot is not None:
+                # It joins when this returns.
+                await asyncio.Event().wait()
 
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]
         async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:

@@ -76,6 +76,11 @@ def pods_at(time_ms: int) -> Iterator[Pod]:
             yield Pod(replica.namespace, replica.service, replica.pod_name(slot, started_ms), started_ms)
 
 
+def is_sick(pod_name: str, time_ms: int) -> bool:
+    """Tell whether a pod is ill at a time, which a model should find."""
+    return pod_name == SICK_POD and time_ms % SICK_EVERY_MS < SICK_FOR_MS
+
+
 def series_text(name: str, labels: Labels) -> str:
     """Write a series as the exposition formats do: ``name{label="value"}``."""
     # No label value here has a quote, a backslash or a line break: nothing to escape.
@@ -129,6 +134,11 @@ LEAKING_POD = "checkout-7c9f8b6d5-x2x4z"
 """Its memory grows until the container is killed and starts again: a counter reset in the same pod."""
 
 _LEAK_LIFE_MS = 3 * HOUR_MS
+
+SICK_POD = "cart-5d8c7b9f4-z9m2c"
+"""Falls ill every 20 minutes, for three: requests pile up in its queue. Its sisters stay well."""
+
+SICK_EVERY_MS, SICK_FOR_MS = 20 * MINUTE_MS, 3 * MINUTE_MS
 
 # Any six hours hold a restart of the leaking pod, a cart pod that is replaced by another, and six reports.
 _REPLICAS = (
@@ -220,7 +230,8 @@ def _web_server(requests_per_s: float, cpu_s_per_request: float, memory_bytes: f
         yield "container_memory_working_set_bytes", (), _pages(memory)
         for code, share in (("200", 0.981), ("404", 0.016), ("500", 0.003)):
             yield "http_requests_total", (("code", code),), float(math.floor(share * work))
-        yield "queue_depth", (), float(max(0, round(4 * now**2 - 1 + 2.5 * _noise(pod, "queue", time_ms))))
+        waiting = 60 if is_sick(pod.name, time_ms) else 0
+        yield "queue_depth", (), float(max(0, waiting + round(4 * now**2 - 1 + 2.5 * _noise(pod, "queue", time_ms))))
 
     return shown
 

@@ -2,39 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import itertools
 import re
-import sys
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 
+import programs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-DEMO = Path(__file__).parents[2] / "docker" / "demo"
-
-
-def demo_modules() -> dict[str, ModuleType]:
-    """Import the demo's programs, whose plain names may also be those of the tests' own helpers."""
-    names = [path.stem for path in DEMO.glob("*.py")]
-    others = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(DEMO))
-    try:
-        return {name: importlib.import_module(name) for name in names}
-    finally:
-        sys.path.remove(str(DEMO))
-        for name in names:
-            sys.modules.pop(name, None)
-        sys.modules.update(others)
-
-
-_MODULES = demo_modules()
+_MODULES = programs.modules("demo")
 metrics, history, workload = _MODULES["metrics"], _MODULES["history"], _MODULES["workload"]
 tables, demo = _MODULES["tables"], _MODULES["run"]
 
