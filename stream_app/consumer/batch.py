@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from ingestor.core.durations import LATEST_MS
+from ingestor.core.topics import message_key
 from stream_app.consumer.forms import Matrix, Piece, long_form, matrix, wide_form
-from stream_app.consumer.history import PodHistory, Row, Rows, keep_all, rows_between
-from stream_app.consumer.partition import Partition
+from stream_app.consumer.history import PodHistory, Rows, keep_all, rows_between
+from stream_app.consumer.partition import Partition, Taken
 from stream_app.consumer.window import Window
-
-_LAST_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,21 +24,21 @@ class Batch:
 
     chunk_size: str
     """As records spell it; empty where there are no windows."""
-    _windows: Mapping[str, Rows]
-    _latest: Mapping[str, Window]
+    _pods: Mapping[str, tuple[Rows, Window]]
+    """By id: the windows, and the latest of them."""
 
     def __len__(self) -> int:
         """Count the windows."""
-        return sum(len(rows.starts_ms) for rows in self._windows.values())
+        return sum(len(rows.starts_ms) for rows, _ in self._pods.values())
 
     @property
     def ids(self) -> list[str]:
         """Whose windows these are: ``namespace/pod``, of service records ``namespace/service``."""
-        return list(self._windows)
+        return list(self._pods)
 
     def latest(self) -> list[Window]:
         """Return each pod's latest window, with its history; in the order of `ids`."""
-        return list(self._latest.values())
+        return [latest for _, latest in self._pods.values()]
 
     def long(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the windows as tsfresh takes them: ``id``, ``time``, ``kind``, ``value``, without NaN."""
@@ -68,42 +68,47 @@ class Batch:
         Raises:
             ConfigError: as `matrix`.
         """
-        pieces = [Piece(name, window.rows()) for name, window in self._latest.items()]
+        pieces = [Piece(name, latest.rows()) for name, (_, latest) in self._pods.items()]
         return matrix(pieces, metrics, self.chunk_size)
 
     def _pieces(self) -> list[Piece]:
-        return [Piece(name, rows) for name, rows in self._windows.items()]
+        return [Piece(name, rows) for name, (rows, _) in self._pods.items()]
 
 
 class Gathering:
     """A batch that is still growing."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Partition, str], tuple[PodHistory, list[Window]]] = {}
+        self._pods: dict[tuple[Partition, tuple[str, str]], _Pod] = {}
         self.count = 0
+        """Windows so far."""
         self.partitions: set[Partition] = set()
-        """Those whose windows are in the batch."""
+        """Those whose windows are in the batch, once it is closed."""
 
-    def add(self, partition: Partition, offset: int, window: Window) -> None:
-        """Take a window, which is at an offset of a partition."""
-        name = partition, window.id
-        found = self._found.get(name)
-        if found is None:
-            found = self._found[name] = PodHistory(), [window]
-        record = window.record
-        found[0].add(
-            Row(record.window_start_ms, window.rank, offset, tuple(record.metrics), list(record.metrics.values())),
-            keep_all,
-        )
-        if record.window_start_ms >= found[1][0].record.window_start_ms:
-            found[1][0] = window
+    def add(self, partition: Partition, taken: Taken) -> None:
+        """Take a window of a partition."""
+        name = partition, taken.found.who
+        pod = self._pods.get(name)
+        if pod is None:
+            pod = self._pods[name] = _Pod(PodHistory(), taken)
+        row = taken.found.row
+        pod.windows.add(row, keep_all)
+        if row.start_ms >= pod.latest.found.row.start_ms:
+            pod.latest = taken
         self.count += 1
 
     def close(self) -> Batch:
         """Return all windows but those of partitions that are another member's by now: it delivers them."""
-        self.partitions = {partition for partition, _ in self._found if partition.is_ours}
-        ours = sorted((name, found) for (partition, name), found in self._found.items() if partition in self.partitions)
-        windows = {name: rows_between(history.snapshot(), -1, _LAST_MS) for name, (history, _) in ours}
-        latest = {name: window for name, (_, (window,)) in ours}
-        size = next(iter(latest.values())).record.chunk_size if latest else ""
-        return Batch(size, windows, latest)
+        self.partitions = {partition for partition, _ in self._pods if partition.is_ours}
+        pods = [(who, pod) for (partition, who), pod in self._pods.items() if partition in self.partitions]
+        pods.sort(key=lambda pod: message_key(*pod[0]))
+        latest = [pod.latest.window() for _, pod in pods]
+        windows = [rows_between(pod.windows.snapshot(), 0, LATEST_MS) for _, pod in pods]
+        size = latest[0].record.chunk_size if latest else ""
+        return Batch(size, dict(zip([window.id for window in latest], zip(windows, latest, strict=True), strict=True)))
+
+
+@dataclass(slots=True)
+class _Pod:
+    windows: PodHistory
+    latest: Taken

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, NamedTuple, Self, TypeVar
+from typing import Literal, NamedTuple, Self, TypeVar
 
 from confluent_kafka import KafkaException
 
-from ingestor.core.durations import LATEST_MS, ChunkSize, parse_duration_ms, parse_time
+from ingestor.core.durations import ChunkSize, parse_duration_ms
 from ingestor.core.errors import ConfigError, MalformedMessage, PublishError
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
 from ingestor.kafka import Cluster, connect, failure, find_topics
@@ -21,12 +22,13 @@ from ingestor.kafka_security import Security
 from stream_app.consumer.batch import Batch, Gathering
 from stream_app.consumer.forms import Matrix
 from stream_app.consumer.mailbox import Block, Mailbox
-from stream_app.consumer.partition import Partition, Policy
+from stream_app.consumer.partition import Partition, Policy, Taken
 from stream_app.consumer.reader import Reader, ReaderSettings
+from stream_app.consumer.selection import Selection
 from stream_app.consumer.starts import Start
 from stream_app.consumer.views import ViewChoice
 from stream_app.consumer.window import Window
-from stream_app.records import Record, decode_record
+from stream_app.reading import start_of
 from stream_app.tail_filter import RecordFilter, Wanted
 
 log = logging.getLogger(__name__)
@@ -50,7 +52,7 @@ _Read = TypeVar("_Read")
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """A message that is no record: a poison pill, or a later release's."""
+    """A message that is no record, or a later version's."""
 
     topic: str
     partition: int
@@ -65,8 +67,7 @@ class _Delivery(NamedTuple):
     """A window on its way to the user."""
 
     partition: Partition
-    offset: int
-    window: Window
+    taken: Taken
 
 
 class PodConsumer:
@@ -197,9 +198,9 @@ class PodConsumer:
         faults.raise_if_any()
         topic = Topics(topic_prefix).sink(group_by)
         self._cluster = Cluster(bootstrap_servers, security)
-        self._of_services = group_by == "service"
-        self._filter = RecordFilter(Wanted(_names(namespace), _names(services), _names(pods), _names(metrics)))
         self._views = ViewChoice(topic, size, method)
+        wanted = Wanted(_names(namespace), _names(services), _names(pods), _names(metrics))
+        self._selection = Selection(RecordFilter(wanted), self._views, of_services=group_by == "service")
         self._settings = ReaderSettings(
             self._cluster,
             topic,
@@ -247,7 +248,7 @@ class PodConsumer:
         while True:
             delivery = next(self._deliveries)
             if delivery is not None:
-                return delivery.window
+                return delivery.taken.window()
 
     def open(self) -> None:
         """Connect, and begin to read ahead; ``with`` does it.
@@ -267,7 +268,7 @@ class PodConsumer:
                 raise ConfigError(
                     f"topic {topic} does not exist: start a worker (stream-app worker), or give its topic_prefix="
                 )
-            reader = Reader(self._settings, admin, found, self._views, self._is_of_view, self._mailbox)
+            reader = Reader(self._settings, admin, found, self._views, self._selection.accepts, self._mailbox)
         except KafkaException as error:
             raise failure(error, f"{topic} cannot be read") from error
         reader.pins = not self._auto_commit
@@ -345,7 +346,7 @@ class PodConsumer:
         """
         if not self._settings.finite:
             raise ConfigError('matrix() reads to an end: give until="now", or use batches(): each has a matrix()')
-        whole = next(self.batches(_NEVER, _LAST_OFFSET), Batch("", {}, {}))
+        whole = next(self.batches(_NEVER, _LAST_OFFSET), Batch("", {}))
         return whole.matrix(metrics)
 
     def _deliver(self) -> Iterator[_Delivery | None]:
@@ -375,51 +376,46 @@ class PodConsumer:
         with reader.lock:
             partition.go_on_from_earlier()
         end = reader.ends.get(partition.number, _LAST_OFFSET)
-        may_be_wanted, of_services = self._filter.may_be_wanted, self._of_services
-        for message in block.messages:
-            offset = message.offset()
-            if offset < partition.position:
-                continue
-            if not partition.is_ours or offset >= end:
-                return
-            if may_be_wanted(message.key(), of_service=of_services):
-                record = self._record(partition, message, offset)
-                if record is not None:
-                    with reader.lock:
-                        window = partition.take(record, offset, message.timestamp()[1]) if partition.is_ours else None
-                    if window is not None:
-                        self._in_hand = _Delivery(partition, offset, window)
-                        yield self._in_hand
-                        self._in_hand = None
+        messages = [(m.offset(), m.key(), m.value()) for m in block.messages if partition.position <= m.offset() < end]
+        worth = [message for message in messages if self._selection.may_be_wanted(message[1])]
+        offsets, keys, values = [list(column) for column in zip(*worth, strict=True)] or ([], [], [])
+        all_found, faults = self._selection.read(keys, values, offsets)
+        malformed = deque(Malformed(self._settings.topic, partition.number, *worth[at], error) for at, error in faults)
+        written_ms = block.messages[-1].timestamp()[1] if block.messages else 0
+        for found in all_found:
+            offset = found.row.offset
+            self._tell(partition, malformed, offset)
+            with reader.lock:
+                if not partition.is_ours:
+                    return
+                taken = partition.take(found, written_ms)
+            if taken is not None:
+                self._in_hand = _Delivery(partition, taken)
+                yield self._in_hand
+                self._in_hand = None
             self._pass(reader, partition, offset + 1)
-        self._pass(reader, partition, block.position)
+        self._tell(partition, malformed, end)
+        if partition.is_ours:
+            self._pass(reader, partition, min(block.position, end))
+
+    def _tell(self, partition: Partition, malformed: deque[Malformed], before: int) -> None:
+        """Tell of the messages before an offset that are no records, of each once."""
+        while malformed and malformed[0].offset < before:
+            if not partition.is_history(malformed[0].offset):
+                self._on_malformed(malformed[0])
+            malformed.popleft()
 
     def _pass(self, reader: Reader, partition: Partition, position: int) -> None:
         partition.position = position
         if not reader.pins and position > partition.done:
             partition.done = position
 
-    def _record(self, partition: Partition, message: Any, offset: int) -> Record | None:
-        try:
-            record = _read(message.value(), of_service=self._of_services)
-        except MalformedMessage as error:
-            if not partition.is_history(offset):
-                self._on_malformed(
-                    Malformed(message.topic(), partition.number, offset, message.key(), message.value(), error)
-                )
-            return None
-        wanted = self._filter.wanted(record)
-        return wanted if wanted is not None and self._views.accepts(wanted) else None
-
-    def _is_of_view(self, record: Record) -> bool:
-        return self._views.is_chosen(record) and self._filter.wanted(record) is not None
-
     def _confirm(self, reader: Reader) -> None:
         """Take all that was delivered as processed."""
         with reader.lock:
             if self._in_hand is not None:
-                partition, offset, _ = self._in_hand
-                partition.position = max(partition.position, offset + 1)
+                partition, taken = self._in_hand
+                partition.position = max(partition.position, taken.found.row.offset + 1)
             for partition in reader.partitions.values():
                 partition.done = max(partition.done, partition.position)
                 partition.pinned = partition.resume_at()
@@ -453,20 +449,6 @@ class _Faults:
             raise ConfigError("; ".join(self._faults))
 
 
-def _read(value: bytes | None, *, of_service: bool) -> Record:
-    """Read a record that a history can hold.
-
-    Raises:
-        MalformedMessage: it is none.
-    """
-    record = decode_record(value)
-    if (record.pod is None) != of_service:
-        raise MalformedMessage(f"a record's pod is {record.pod!r} in a topic of {'services' if of_service else 'pods'}")
-    if not 0 <= record.window_start_ms <= LATEST_MS:
-        raise MalformedMessage(f"a record's window_start is {record.window_start_ms}, outside the years 1970 to 2261")
-    return record
-
-
 def _names(names: Names) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names)
 
@@ -488,12 +470,8 @@ def _start(start: str | datetime | None, *, finite: bool) -> Start:
         if start.tzinfo is None:
             raise ValueError(f"start={start!r} has no time zone")
         start = start.isoformat()
-    if start in ("earliest", "latest"):
-        return Start(start)
-    try:
-        return Start("time", parse_time(start, round(time.time() * 1000)).time_ms)
-    except ValueError as error:
-        raise ValueError(f"start: {error}; or earliest or latest") from error
+    kind, from_ms = start_of(start, round(time.time() * 1000))
+    return Start(kind, from_ms or 0)
 
 
 def _size(chunk_size: str | None) -> str | None:

@@ -33,7 +33,8 @@ class Row(NamedTuple):
     rank: int
     offset: int
     names: tuple[str, ...]
-    values: list[float]
+    values: Float64Array
+    """Shape (names,)."""
 
 
 class Rows(NamedTuple):
@@ -161,13 +162,21 @@ class PodHistory:
         run.append(row, stretches)
         self.newest_ms = max(self.newest_ms, row.start_ms)
 
-    def best(self, start_ms: int) -> tuple[int, dict[str, float]] | None:
-        """Return rank and metrics of the row that counts for a window, or None where none is kept."""
+    def is_no_news(self, row: Row) -> bool:
+        """Tell whether what is known of the window is better than *row*, or the same."""
+        known = self._best(row.start_ms)
+        if known is None or known[0] < row.rank:
+            return False
+        run, at = known[1:]
+        return known[0] > row.rank or run.says(at, row)
+
+    def _best(self, start_ms: int) -> tuple[int, _Run, int] | None:
+        """Return rank and place of the row that counts for a window, or None where none is kept."""
         rows = [(run.ranks[at], run.offsets[at], run, at) for run in self._runs if (at := run.find(start_ms)) >= 0]
         if not rows:
             return None
         rank, _, run, at = max(rows, key=lambda row: row[:2])
-        return int(rank), run.metrics(at)
+        return int(rank), run, at
 
     def snapshot(self) -> Snapshot:
         """Return all rows as they are now."""
@@ -226,11 +235,13 @@ class _Run:
         at = int(np.searchsorted(self.starts_ms[: self.size], start_ms))
         return at if at < self.size and self.starts_ms[at] == start_ms else -1
 
-    def metrics(self, at: int) -> dict[str, float]:
-        """Return what a row says."""
-        there = self.values[at].view(np.int64) != _ABSENT_BITS
-        pairs = zip(self.names, self.values[at].tolist(), there.tolist(), strict=True)
-        return {name: value for name, value, is_there in pairs if is_there}
+    def says(self, at: int, row: Row) -> bool:
+        """Tell whether the row there has the metrics and the values of another."""
+        own = self.values[at]
+        there = own.view(np.int64) != _ABSENT_BITS
+        if there.sum() != len(row.names) or not self.column.keys() >= set(row.names):
+            return False
+        return np.array_equal(own[[self.column[name] for name in row.names]], row.values, equal_nan=True)
 
     def part(self) -> Part:
         """Return the rows as they are now."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from stream_app.consumer.commits import Beginning, Front
-from stream_app.consumer.history import PodHistory, Row, Stretch, rank_of
+from stream_app.consumer.history import PodHistory, Stretch
+from stream_app.consumer.selection import Found
 from stream_app.consumer.window import Window
-from stream_app.records import Record
 
 _SILENT_MS = 900_000
 """A job that has written nothing for so long, or for a lookback, is not waited for any more: ended jobs do not say."""
@@ -23,6 +22,20 @@ class Policy:
 
     lookback_ms: int
     deliver_late: bool
+
+
+class Taken(NamedTuple):
+    """A record on its way to the user."""
+
+    found: Found
+    history: PodHistory
+    from_ms: int
+    """The first window of its lookback."""
+    late: bool
+
+    def window(self) -> Window:
+        """Return what the user gets: the record, and the history as it is now."""
+        return Window(self.found.record(), self.history.snapshot(), self.from_ms, late=self.late)
 
 
 class Partition:
@@ -65,41 +78,36 @@ class Partition:
         """Tell whether a record was processed before, by this process or another one."""
         return offset < self._processed
 
-    def take(self, record: Record, offset: int, written_ms: int) -> Window | None:
-        """Keep a record; return it as a window where it is to be delivered.
+    def take(self, found: Found, written_ms: int) -> Taken | None:
+        """Keep a record; return it where it is to be delivered.
 
         Args:
-            record: the next one of the partition.
-            offset: where it is.
-            written_ms: when Kafka took it.
+            found: the next one of the partition.
+            written_ms: when Kafka took it, or one a little later.
         """
-        start_ms, end_ms = record.window_start_ms, record.window_end_ms
-        front = self._fronts.get(record.job)
+        row = found.row
+        start_ms = row.start_ms
+        front = self._fronts.get(found.job)
         if front is None or start_ms > front.start_ms:
-            front = Front(start_ms, end_ms, written_ms)
+            self._fronts[found.job] = Front(start_ms, found.end_ms, written_ms)
         elif written_ms > front.written_ms:
-            front = front._replace(written_ms=written_ms)
-        self._fronts[record.job] = front
-        self._first_offsets.setdefault(start_ms, offset)
+            self._fronts[found.job] = front._replace(written_ms=written_ms)
+        self._first_offsets.setdefault(start_ms, row.offset)
         self._until_sweep -= 1
         if not self._until_sweep:
             self._sweep()
-        name = record.namespace, record.service if record.pod is None else record.pod
-        history = self._pods.get(name)
+        history = self._pods.get(found.who)
         if history is None:
-            history = self._pods[name] = PodHistory()
-        rank = rank_of(record.revision, partial=record.partial)
+            history = self._pods[found.who] = PodHistory()
         late = start_ms <= history.newest_ms
-        if late and _is_no_news(history, record, rank):
+        if late and history.is_no_news(row):
             return None
-        names, values = tuple(record.metrics), list(record.metrics.values())
-        history.add(Row(start_ms, rank, offset, names, values), self.stretches)
-        if offset < self._processed or (late and not self._policy.deliver_late):
+        history.add(row, self.stretches)
+        if row.offset < self._processed or (late and not self._policy.deliver_late):
             return None
-        if offset < self._beginning.was_end and start_ms < self._beginning.from_ms:
+        if row.offset < self._beginning.was_end and start_ms < self._beginning.from_ms:
             return None
-        from_ms = min(end_ms - self._policy.lookback_ms, start_ms)
-        return Window(record, history.snapshot(), from_ms, late=late)
+        return Taken(found, history, min(found.end_ms - self._policy.lookback_ms, start_ms), late)
 
     def stretches(self) -> list[Stretch]:
         """Return the windows that a later one may look back at: from first to last start, for each job."""
@@ -149,17 +157,3 @@ class Partition:
 
 def _is_in(start_ms: int, stretches: list[Stretch]) -> bool:
     return any(first <= start_ms <= last for first, last in stretches)
-
-
-def _is_no_news(history: PodHistory, record: Record, rank: int) -> bool:
-    """Tell whether what is known of a window is better, or the same."""
-    known = history.best(record.window_start_ms)
-    if known is None or known[0] < rank:
-        return False
-    return known[0] > rank or _same(known[1], record.metrics)
-
-
-def _same(a: Mapping[str, float], b: Mapping[str, float]) -> bool:
-    return a.keys() == b.keys() and all(
-        b[name] == value or (math.isnan(value) and math.isnan(b[name])) for name, value in a.items()
-    )

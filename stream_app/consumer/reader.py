@@ -16,9 +16,7 @@ from ingestor.core.errors import ConfigError, Fenced, PublishError
 from ingestor.kafka import (
     Cluster,
     FoundTopic,
-    client_config,
     failure,
-    find_topics,
     is_end,
     is_missing,
     is_refusal,
@@ -32,6 +30,7 @@ from stream_app.consumer.mailbox import Block, Mailbox
 from stream_app.consumer.partition import Partition, Policy
 from stream_app.consumer.starts import Start
 from stream_app.consumer.views import ViewChoice
+from stream_app.reading import Ear, committed_consumer, is_deleted, wait_for_topics
 from stream_app.records import Record
 
 log = logging.getLogger(__name__)
@@ -41,12 +40,8 @@ _POLL_S = 0.1
 """How late a window may come, and a stop be noticed."""
 _PATIENCE_S = 1.0
 """A loop that takes nothing for so long is slow: pausing throws away what the library has fetched already."""
-_TOPIC_LOOK_S = 1.0
-_REMIND_S = 30.0
 _REQUEST_S = 30.0
-_COMMIT_ENDS_S = 10.0
 
-_NO_RESET = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the library has no public name for it
 _FENCED = (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID)  # noqa: SLF001
 
 
@@ -121,8 +116,7 @@ class Reader:
         self._returned: set[int] = set()
         self._lost_now: set[int] = set()
         self._paused = False
-        self._heard_of_missing = False
-        self._told_at = -_REMIND_S
+        self._ear = Ear()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="PodConsumer", daemon=True)
         if found is not None:
@@ -201,8 +195,8 @@ class Reader:
                     consumer.seek(TopicPartition(self._settings.topic, number, partition.position))
             if messages:
                 self._hand_over(consumer, messages)
-            if self._heard_of_missing:
-                self._check_topic()
+            if gone := self._ear.missing(self._admin, {self._settings.topic: self._found.topic}):
+                raise PublishError(f"topic {gone} is gone or was made anew: start again")
             if self._asked:
                 self._commit_as_asked(consumer)
             if self._settings.group is not None and (self._must_commit or time.monotonic() >= commit_at):
@@ -241,14 +235,14 @@ class Reader:
                 self._mailbox.put(Block(partition, by_partition.get(number, []), position))
 
     def _take_event(self, consumer: Consumer, message: Any, error: KafkaError) -> None:
-        topic, number, code = message.topic(), message.partition(), error.code()
-        if code in (_NO_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        topic, number = message.topic(), message.partition()
+        if is_deleted(error):
             log.warning("records were deleted before they were read", extra={"topic": topic, "partition": number})
             if number in self.partitions:
                 # The library stands still there until it is told where to go on.
                 consumer.seek(TopicPartition(topic, number, OFFSET_BEGINNING))
         elif is_missing(error):
-            self._heard_of_missing = True
+            self._ear.heard_of_missing = True
         elif error.fatal() or isinstance(self._failure(error), ConfigError):
             raise self._failure(error)
         else:
@@ -405,35 +399,21 @@ class Reader:
 
     def _consumer(self) -> Consumer:
         settings = self._settings
-        config: dict[str, Any] = {
-            **client_config(settings.cluster),
-            "isolation.level": "read_committed",
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-            "queued.max.messages.kbytes": 32_768,
-            # By default a full queue is looked at again after a second, long after it has been emptied.
-            "fetch.queue.backoff.ms": 20,
-            # The topic was seen: one that is missing is not new but gone, which we find out by asking.
-            "topic.metadata.propagation.max.ms": 2_000,
-            "error_cb": self._hear,
-            # With an authorizer, the prefix is what we have rights to; no group is joined.
-            "group.id": settings.group or f"{settings.topic}.reader",
-        }
+        more: dict[str, Any] = {"error_cb": self._hear}
         if settings.finite:
             # An end is told only with the broker's next answer.
-            config["fetch.wait.max.ms"] = 10
+            more["fetch.wait.max.ms"] = 10
         if settings.group is not None:
-            config |= {
+            more |= {
+                "group.id": settings.group,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": round(settings.session_timeout_s * 1000),
                 "heartbeat.interval.ms": max(500, min(3_000, round(settings.session_timeout_s * 300))),
                 "on_commit": self._heard_of_commit,
             }
             if settings.group_instance_id is not None:
-                config["group.instance.id"] = settings.group_instance_id
-        return Consumer(config)
+                more["group.instance.id"] = settings.group_instance_id
+        return committed_consumer(settings.cluster, settings.topic, self._ear, **more)
 
     def _assign_all(self, consumer: Consumer) -> None:
         begins = self._begun(list(self._found.topic.partitions))
@@ -455,33 +435,15 @@ class Reader:
 
     def _wait_for_topic(self) -> bool:
         name = self._settings.topic
-        log.warning("waiting for topics: a worker makes them", extra={"topics": [name]})
-        while not self._closing.wait(_TOPIC_LOOK_S):
-            found = find_topics(self._admin, [name]).get(name)
-            if found is not None:
-                wait_for_leaders(self._admin, [name])
-                if self._start.kind == "latest":
-                    # What was written while nobody had seen the topic has come since we began.
-                    self._start = Start("earliest")
-                self._open(found)
-                return True
-        return False
-
-    def _check_topic(self) -> None:
-        """Ask whether the topic is that of the beginning: what the library heard may be true no more.
-
-        Raises:
-            PublishError: it is not.
-        """
-        name = self._settings.topic
-        try:
-            now = find_topics(self._admin, [name]).get(name)
-        except KafkaException as error:
-            log.warning("the topic cannot be looked at", extra={"error": reason(error)})
-            return
-        if now is None or now.id != self._found.topic.id:
-            raise PublishError(f"topic {name} is gone or was made anew: start again")
-        self._heard_of_missing = False
+        found, _ = wait_for_topics(self._admin, [name], "a worker", self._closing)
+        if found is None:
+            return False
+        wait_for_leaders(self._admin, found)
+        if self._start.kind == "latest":
+            # What was written while nobody had seen the topic has come since we began.
+            self._start = Start("earliest")
+        self._open(found[name])
+        return True
 
     def _hear(self, error: KafkaError) -> None:
         """Take what the library says aside from messages; what is raised comes out of the next read.
@@ -490,14 +452,9 @@ class Reader:
             ConfigError: user or password are not accepted any more.
             Fenced: another process has our place in the group.
         """
-        if is_refusal(error) or error.code() in _FENCED:
+        if error.code() in _FENCED:
             raise self._failure(error)
-        if is_missing(error):
-            self._heard_of_missing = True
-        elif time.monotonic() - self._told_at > _REMIND_S:
-            # A broker that is away is told of many times a second.
-            self._told_at = time.monotonic()
-            log.warning("kafka client", extra={"error": reason(error)})
+        self._ear.hear(error)
 
     def _failure(self, error: KafkaException | KafkaError) -> Exception:
         cause = error.args[0] if isinstance(error, KafkaException) and error.args else error

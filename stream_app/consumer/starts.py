@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import MalformedMessage, PublishError
-from ingestor.kafka import CONNECT_TIMEOUT_S, Cluster, consumer_to_end, failure, is_end
+from ingestor.kafka import Cluster, consumer_to_end, failure, is_end
 from stream_app.consumer.commits import Beginning
+from stream_app.reading import earliest_offsets, stable_offsets, starts
 from stream_app.records import Record, decode_record
 
 _FIRST_LOOK = 256
@@ -48,11 +49,9 @@ def bounds(admin: AdminClient, topic: str, partitions: Collection[int]) -> Bound
     Raises:
         KafkaException: the broker does not answer.
     """
-    latest, earliest = OffsetSpec.latest(), OffsetSpec.earliest()  # type: ignore[no-untyped-call]
-    return Bounds(
-        _offsets(admin, topic, dict.fromkeys(partitions, earliest)),
-        _offsets(admin, topic, dict.fromkeys(partitions, latest)),
-    )
+    places = [(topic, number) for number in partitions]
+    first, ends = earliest_offsets(admin, places), stable_offsets(admin, places)
+    return Bounds({number: first[topic, number] for number in partitions}, {n: ends[topic, n] for n in partitions})
 
 
 def beginnings(
@@ -80,34 +79,22 @@ def beginnings(
     if start.kind == "earliest":
         return {number: Beginning(first, first) for number, first in bounds.first.items()}
     if start.kind == "time":
-        at = _since(admin, topic, bounds, dict.fromkeys(bounds.ends, start.from_ms - lookback_ms))
-        return {n: Beginning(at[n], at[n], start.from_ms, end) for n, end in bounds.ends.items()}
-    at = dict(bounds.ends)
-    if lookback_ms:
-        newest = {
-            number: end_ms
-            for number, end in bounds.ends.items()
-            if (end_ms := _newest_end_ms(cluster, topic, number, bounds.first[number], end, accepts)) is not None
-        }
-        at |= _since(admin, topic, bounds, {number: end_ms - lookback_ms for number, end_ms in newest.items()})
-    return {number: Beginning(at[number], end) for number, end in bounds.ends.items()}
+        since = {n: _since(admin, topic, n, start.from_ms - lookback_ms) for n in bounds.ends}
+        return {n: Beginning(since[n], since[n], start.from_ms, end) for n, end in bounds.ends.items()}
+    found = {}
+    for number, end in bounds.ends.items():
+        at = end
+        if lookback_ms:
+            newest_ms = _newest_end_ms(cluster, topic, number, bounds.first[number], end, accepts)
+            if newest_ms is not None:
+                at = min(end, _since(admin, topic, number, newest_ms - lookback_ms))
+        found[number] = Beginning(at, end)
+    return found
 
 
-def _since(admin: AdminClient, topic: str, bounds: Bounds, times_ms: dict[int, int]) -> dict[int, int]:
-    specs = {number: OffsetSpec.for_timestamp(max(time_ms, 0)) for number, time_ms in times_ms.items()}
-    # Where nothing is written since then, the answer is -1.
-    return {n: at if at >= 0 else bounds.ends[n] for n, at in _offsets(admin, topic, specs).items()}
-
-
-def _offsets(admin: AdminClient, topic: str, specs: dict[int, Any]) -> dict[int, int]:
-    if not specs:
-        return {}
-    futures = admin.list_offsets(
-        {TopicPartition(topic, number): spec for number, spec in specs.items()},
-        isolation_level=IsolationLevel.READ_COMMITTED,
-        request_timeout=CONNECT_TIMEOUT_S,
-    )
-    return {at.partition: int(future.result().offset) for at, future in futures.items()}
+def _since(admin: AdminClient, topic: str, number: int, time_ms: int) -> int:
+    (offset,) = starts(admin, [(topic, number)], "time", max(time_ms, 0)).values()
+    return offset
 
 
 def _newest_end_ms(

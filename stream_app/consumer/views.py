@@ -6,7 +6,6 @@ import logging
 from typing import NamedTuple
 
 from ingestor.core.errors import ConfigError
-from stream_app.records import Record
 
 log = logging.getLogger(__name__)
 
@@ -31,16 +30,15 @@ class ViewChoice:
         """None: no record has come yet."""
         self._told = False
 
-    def accepts(self, record: Record) -> bool:
-        """Tell whether *record* is of the view.
+    def accepts(self, other: View) -> bool:
+        """Tell whether records of *other* are let through.
 
         Raises:
-            ConfigError: it is of a second one, and none was chosen.
+            ConfigError: it is a second view, and none was chosen.
         """
         view = self.view
-        if view is not None and record.chunk_size == view.chunk_size and record.method == view.method:
+        if other == view:
             return True
-        other = View(record.chunk_size, record.method)
         if not self._is_chosen(other):
             if not self._told:
                 self._told = True
@@ -66,9 +64,9 @@ class ViewChoice:
             raise ConfigError(f"the group {group} has processed records of {view}, not of {asked}: give another group=")
         self.view = view
 
-    def is_chosen(self, record: Record) -> bool:
-        """Tell whether a record may be of the view, as far as one was chosen."""
-        return self._is_chosen(self.view or View(record.chunk_size, record.method))
+    def may_be(self, view: View) -> bool:
+        """Tell whether it may be this one, as far as is known."""
+        return view == self.view if self.view is not None else self._is_chosen(view)
 
     def _is_chosen(self, view: View) -> bool:
         return self._chosen[0] in (None, view.chunk_size) and self._chosen[1] in (None, view.method)

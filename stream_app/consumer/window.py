@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from stream_app.consumer.forms import Piece, frame, long_form, wide_form
-from stream_app.consumer.history import Rows, Snapshot, rank_of, rows_between
+from stream_app.consumer.history import Rows, Snapshot, rows_between
 from stream_app.records import Record, record_key
 
 
@@ -79,11 +79,6 @@ class Window:
     def late(self) -> bool:
         """Whether this window, or a later one of this pod, was delivered before (or is history already)."""
         return self._late
-
-    @property
-    def rank(self) -> int:
-        """Higher for what counts where a window comes twice."""
-        return rank_of(self._record.revision, partial=self._record.partial)
 
     def frame(self, metrics: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the windows of the lookback, this one the last.
