@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from ingestor.core.durations import LATEST_MS
-from ingestor.core.topics import message_key
 from stream_app.consumer.forms import Matrix, Piece, long_form, matrix, wide_form
-from stream_app.consumer.history import PodHistory, Rows, keep_all, rows_between
+from stream_app.consumer.history import Int64Array, Part, Snapshot, rows_between
 from stream_app.consumer.partition import Partition, Taken
 from stream_app.consumer.window import Window
+from stream_app.records import Who
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +26,7 @@ class Batch:
 
     chunk_size: str
     """As records spell it; empty where there are no windows."""
-    _pods: Mapping[str, tuple[Rows, Window]]
+    _pods: Mapping[str, tuple[Part, Window]]
     """By id: the windows, and the latest of them."""
 
     def __len__(self) -> int:
@@ -75,40 +77,56 @@ class Batch:
         return [Piece(name, rows) for name, (rows, _) in self._pods.items()]
 
 
+class _Latest(NamedTuple):
+    """A pod's latest window so far."""
+
+    start_ms: int
+    taken: Taken
+    number: int
+    snapshot: Snapshot
+
+
 class Gathering:
     """A batch that is still growing."""
 
     def __init__(self) -> None:
-        self._pods: dict[tuple[Partition, tuple[str, str]], _Pod] = {}
+        self._parts: list[tuple[Partition, Taken, Int64Array]] = []
+        self._latest: dict[tuple[Partition, Who], _Latest] = {}
         self.count = 0
         """Windows so far."""
         self.partitions: set[Partition] = set()
         """Those whose windows are in the batch, once it is closed."""
 
-    def add(self, partition: Partition, taken: Taken) -> None:
-        """Take a window of a partition."""
-        name = partition, taken.found.who
-        pod = self._pods.get(name)
-        if pod is None:
-            pod = self._pods[name] = _Pod(PodHistory(), taken)
-        row = taken.found.row
-        pod.windows.add(row, keep_all)
-        if row.start_ms >= pod.latest.found.row.start_ms:
-            pod.latest = taken
-        self.count += 1
+    def add(self, partition: Partition, taken: Taken, numbers: Int64Array) -> None:
+        """Take some of the records that were taken of a partition."""
+        if not len(numbers):
+            return
+        self._parts.append((partition, taken, numbers))
+        self.count += len(numbers)
+        records = taken.found.records
+        # Of each pod the latest window, and of several jobs' the one that came last.
+        order = numbers[np.lexsort((numbers, records.window_start_ms[numbers], records.who[numbers]))]
+        who = records.who[order]
+        for number in order[np.append(np.diff(who) != 0, [True])].tolist():
+            name = partition, records.whos[records.who[number]]
+            start_ms = int(records.window_start_ms[number])
+            known = self._latest.get(name)
+            if known is None or known.start_ms <= start_ms:
+                self._latest[name] = _Latest(start_ms, taken, number, taken.snapshot(number))
 
     def close(self) -> Batch:
         """Return all windows but those of partitions that are another member's by now: it delivers them."""
-        self.partitions = {partition for partition, _ in self._pods if partition.is_ours}
-        pods = [(who, pod) for (partition, who), pod in self._pods.items() if partition in self.partitions]
-        pods.sort(key=lambda pod: message_key(*pod[0]))
-        latest = [pod.latest.window() for _, pod in pods]
-        windows = [rows_between(pod.windows.snapshot(), 0, LATEST_MS) for _, pod in pods]
-        size = latest[0].record.chunk_size if latest else ""
-        return Batch(size, dict(zip([window.id for window in latest], zip(windows, latest, strict=True), strict=True)))
-
-
-@dataclass(slots=True)
-class _Pod:
-    windows: PodHistory
-    latest: Taken
+        self.partitions = {partition for partition, _, _ in self._parts if partition.is_ours}
+        found: dict[Who, list[Part]] = {}
+        for partition, taken, numbers in self._parts:
+            if partition in self.partitions:
+                whos = taken.found.records.whos
+                for number, _, parts in taken.found.of_each(numbers):
+                    found.setdefault(whos[number], []).extend(parts)
+        pods = {}
+        for (partition, who), (_, taken, number, snapshot) in self._latest.items():
+            if partition in self.partitions:
+                latest = taken.window(number, snapshot)
+                pods[latest.id] = rows_between(found[who], 0, LATEST_MS), latest
+        size = next(iter(pods.values()))[1].record.chunk_size if pods else ""
+        return Batch(size, dict(sorted(pods.items())))

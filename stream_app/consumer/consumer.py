@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, NamedTuple, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import numpy as np
 from confluent_kafka import KafkaException
 
 from ingestor.core.durations import ChunkSize, parse_duration_ms
 from ingestor.core.errors import ConfigError, MalformedMessage, PublishError
 from ingestor.core.topics import DEFAULT_PREFIX, Topics
-from ingestor.kafka import Cluster, connect, failure, find_topics
+from ingestor.kafka import Cluster, connect, failure, find_topics, wait_for_leaders
 from ingestor.kafka_security import Security
 from stream_app.consumer.batch import Batch, Gathering
 from stream_app.consumer.forms import Matrix
+from stream_app.consumer.history import Int64Array
 from stream_app.consumer.mailbox import Block, Mailbox
 from stream_app.consumer.partition import Partition, Policy, Taken
 from stream_app.consumer.reader import Reader, ReaderSettings
@@ -43,7 +45,7 @@ _LAST_OFFSET = (1 << 63) - 1
 _LOOK_S = 1.0
 _NEVER = float("inf")
 _STALL_S = 90.0
-"""Longer than a session that must time out before partitions are given to somebody else."""
+"""Longer than a crashed worker's transaction stays open, or a dead member's session."""
 
 Names = str | Sequence[str]
 
@@ -63,11 +65,20 @@ class Malformed:
     """What is wrong with it."""
 
 
-class _Delivery(NamedTuple):
-    """A window on its way to the user."""
+@dataclass(slots=True)
+class _Block:
+    """What of one partition's records is to be delivered, and how far that has come."""
 
     partition: Partition
     taken: Taken
+    numbers: Int64Array
+    """Of the records to be delivered, in their order."""
+    offsets: list[int]
+    """Of these."""
+    position: int
+    """Behind all."""
+    next: int = 0
+    """How many are delivered, and processed."""
 
 
 class PodConsumer:
@@ -158,7 +169,7 @@ class PodConsumer:
                 that start at a time or later: RFC 3339, Unix seconds, a duration ago like ``10d``, or a
                 datetime with a time zone. What comes after the opening is delivered whatever its time. None:
                 ``latest``, with *until* ``earliest``.
-            until: ``now``: end at what is committed at the opening; None: go on for good.
+            until: ``now``: end when all is read that is committed at the opening; None: go on for good.
             late: ``deliver`` or ``history``: what becomes of windows behind a later one of their pod.
             group: a consumer group; None: read alone, and leave nothing in Kafka.
             group_instance_id: this member's lasting name in the group: restarted within *session_timeout_s* it
@@ -217,9 +228,8 @@ class PodConsumer:
         self._mailbox = Mailbox(_PREFETCH)
         self._reader: Reader | None = None
         self._is_closed = False
-        self._until_s = _NEVER
-        self._in_hand: _Delivery | None = None
-        self._deliveries = self._deliver()
+        self._block: _Block | None = None
+        self._is_in_hand = False
 
     def __enter__(self) -> Self:
         """Open: as `open`."""
@@ -245,10 +255,18 @@ class PodConsumer:
         return self
 
     def __next__(self) -> Window:
+        reader = self._opened()
+        self._pass_hand(reader)
         while True:
-            delivery = next(self._deliveries)
-            if delivery is not None:
-                return delivery.taken.window()
+            block = self._block
+            if block is not None and block.next < len(block.numbers) and block.partition.is_ours:
+                number = int(block.numbers[block.next])
+                window = block.taken.window(number, block.taken.snapshot(number))
+                self._is_in_hand = True
+                return window
+            self._pass_block(reader)
+            if not self._next_block(reader, _NEVER):
+                raise StopIteration
 
     def open(self) -> None:
         """Connect, and begin to read ahead; ``with`` does it.
@@ -268,6 +286,7 @@ class PodConsumer:
                 raise ConfigError(
                     f"topic {topic} does not exist: start a worker (stream-app worker), or give its topic_prefix="
                 )
+            wait_for_leaders(admin, [topic])
             reader = Reader(self._settings, admin, found, self._views, self._selection.accepts, self._mailbox)
         except KafkaException as error:
             raise failure(error, f"{topic} cannot be read") from error
@@ -308,31 +327,32 @@ class PodConsumer:
             The same as iterating.
         """
         reader = self._opened()
+        self._pass_hand(reader)
         self._confirm(reader)
         reader.pins = True
-        gathering, is_open = Gathering(), True
         try:
+            is_open = True
             while is_open:
-                delivery = next(self._deliveries, self)
-                is_open = delivery is not self
-                if isinstance(delivery, _Delivery):
-                    if not gathering.count:
-                        self._until_s = time.monotonic() + seconds
-                    gathering.add(*delivery)
-                    if gathering.count < max_windows and time.monotonic() < self._until_s:
-                        continue
-                self._until_s = _NEVER
+                gathering, until_s = Gathering(), _NEVER
+                while gathering.count < max_windows and time.monotonic() < until_s:
+                    block = self._block
+                    if block is not None and block.partition.is_ours:
+                        gathering.add(block.partition, block.taken, block.numbers[block.next :])
+                    self._pass_block(reader)
+                    if gathering.count and until_s == _NEVER:
+                        until_s = time.monotonic() + seconds
+                    is_open = self._next_block(reader, until_s)
+                    if not is_open:
+                        break
                 batch = gathering.close()
                 if len(batch):
                     yield batch
                 for partition in gathering.partitions:
                     # Lost meanwhile, it may have come back.
                     partition.done = max(partition.done, partition.position)
-                gathering = Gathering()
                 if self._auto_commit:
                     self._confirm(reader)
         finally:
-            self._until_s = _NEVER
             reader.pins = not self._auto_commit
 
     def matrix(self, metrics: Sequence[str] | None = None) -> Matrix:
@@ -349,73 +369,81 @@ class PodConsumer:
         whole = next(self.batches(_NEVER, _LAST_OFFSET), Batch("", {}))
         return whole.matrix(metrics)
 
-    def _deliver(self) -> Iterator[_Delivery | None]:
-        """Yield windows, and None where *_until_s* has come first; end where a finite read ends."""
-        reader = self._opened()
-        if not self._auto_commit:
-            self._confirm(reader)
-        moved_at = time.monotonic()
+    def _next_block(self, reader: Reader, until_s: float) -> bool:
+        """Take what was read next, if it comes before a moment of the monotonic clock; return False at the end."""
+        begun_s = time.monotonic()
         while not self._is_closed:
-            block = self._mailbox.get(max(0.0, min(_LOOK_S, self._until_s - time.monotonic())))
+            now_s = time.monotonic()
+            block = self._mailbox.get(max(0.0, min(_LOOK_S, until_s - now_s)))
             if block is not None:
-                yield from self._of_block(reader, block)
-                # The loop may have taken its time.
-                moved_at = time.monotonic()
-                continue
-            if time.monotonic() >= self._until_s:
-                yield None
+                self._block = self._take(reader, block)
+                return True
+            if now_s >= until_s:
+                return True
             if self._settings.finite:
                 if self._mailbox.is_empty() and reader.is_at_end():
-                    return
-                if time.monotonic() - moved_at > _STALL_S:
-                    raise PublishError("Kafka gives no more records, though it has some: is a broker away? start again")
+                    return False
+                if now_s - begun_s > _STALL_S:
+                    raise PublishError(
+                        "Kafka gives no more records, though it has some: is a broker away, or a transaction open "
+                        "(kafka-transactions.sh find-hanging)? start again"
+                    )
+        return False
 
-    def _of_block(self, reader: Reader, block: Block) -> Iterator[_Delivery]:
-        """Yield the windows of a block; one is passed when the next one is asked for."""
+    def _take(self, reader: Reader, block: Block) -> _Block | None:
         partition = block.partition
         with reader.lock:
             partition.go_on_from_earlier()
         end = reader.ends.get(partition.number, _LAST_OFFSET)
-        messages = [(m.offset(), m.key(), m.value()) for m in block.messages if partition.position <= m.offset() < end]
-        worth = [message for message in messages if self._selection.may_be_wanted(message[1])]
-        offsets, keys, values = [list(column) for column in zip(*worth, strict=True)] or ([], [], [])
-        all_found, faults = self._selection.read(keys, values, offsets)
-        malformed = deque(Malformed(self._settings.topic, partition.number, *worth[at], error) for at, error in faults)
-        written_ms = block.messages[-1].timestamp()[1] if block.messages else 0
-        for found in all_found:
-            offset = found.row.offset
-            self._tell(partition, malformed, offset)
-            with reader.lock:
-                if not partition.is_ours:
-                    return
-                taken = partition.take(found, written_ms)
-            if taken is not None:
-                self._in_hand = _Delivery(partition, taken)
-                yield self._in_hand
-                self._in_hand = None
-            self._pass(reader, partition, offset + 1)
-        self._tell(partition, malformed, end)
-        if partition.is_ours:
-            self._pass(reader, partition, min(block.position, end))
+        offsets, keys, values = self._worth_reading(block, partition.position, end)
+        found, faults = self._selection.read(keys, values, offsets)
+        for at, error in faults:
+            if partition.is_ours and not partition.is_history(offsets[at]):
+                self._on_malformed(
+                    Malformed(self._settings.topic, partition.number, offsets[at], keys[at], values[at], error)
+                )
+        with reader.lock:
+            if not partition.is_ours:
+                return None
+            taken = partition.take(found, block.written_ms)
+        numbers = np.flatnonzero(taken.is_delivered)
+        return _Block(partition, taken, numbers, found.records.offset[numbers].tolist(), min(block.position, end))
 
-    def _tell(self, partition: Partition, malformed: deque[Malformed], before: int) -> None:
-        """Tell of the messages before an offset that are no records, of each once."""
-        while malformed and malformed[0].offset < before:
-            if not partition.is_history(malformed[0].offset):
-                self._on_malformed(malformed[0])
-            malformed.popleft()
+    def _worth_reading(self, block: Block, first: int, end: int) -> tuple[list[int], list[Any], list[Any]]:
+        """Return offsets, keys and values of what may be wanted from *first* up to *end*."""
+        rows = slice(bisect_left(block.offsets, first), bisect_left(block.offsets, end))
+        offsets, keys, values = block.offsets[rows], block.keys[rows], block.values[rows]
+        unwanted = {key for key in set(keys) if not self._selection.may_be_wanted(key)}
+        if not unwanted:
+            return offsets, keys, values
+        places = [at for at, key in enumerate(keys) if key not in unwanted]
+        return [offsets[at] for at in places], [keys[at] for at in places], [values[at] for at in places]
+
+    def _pass_hand(self, reader: Reader) -> None:
+        """Take the window that was delivered last as processed: the loop has come back."""
+        if self._is_in_hand and self._block is not None:
+            self._is_in_hand = False
+            self._pass(reader, self._block.partition, self._block.offsets[self._block.next] + 1)
+            self._block.next += 1
+
+    def _pass_block(self, reader: Reader) -> None:
+        block, self._block = self._block, None
+        if block is not None and block.partition.is_ours:
+            with reader.lock:
+                self._pass(reader, block.partition, block.position)
+                block.partition.pass_by()
 
     def _pass(self, reader: Reader, partition: Partition, position: int) -> None:
-        partition.position = position
-        if not reader.pins and position > partition.done:
-            partition.done = position
+        partition.position = max(partition.position, position)
+        if not reader.pins:
+            partition.done = max(partition.done, position)
 
     def _confirm(self, reader: Reader) -> None:
         """Take all that was delivered as processed."""
         with reader.lock:
-            if self._in_hand is not None:
-                partition, taken = self._in_hand
-                partition.position = max(partition.position, taken.found.row.offset + 1)
+            if self._is_in_hand and self._block is not None:
+                partition = self._block.partition
+                partition.position = max(partition.position, self._block.offsets[self._block.next] + 1)
             for partition in reader.partitions.values():
                 partition.done = max(partition.done, partition.position)
                 partition.pinned = partition.resume_at()

@@ -11,7 +11,7 @@ import pandas as pd
 
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError
-from stream_app.consumer.history import Float64Array, Int64Array, Rows
+from stream_app.consumer.history import Float64Array, Int64Array, Part
 
 
 class Piece(NamedTuple):
@@ -19,7 +19,7 @@ class Piece(NamedTuple):
 
     id: str
     """``namespace/pod``"""
-    rows: Rows
+    rows: Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Matrix:
     """Shape (metrics,)."""
 
 
-def frame(rows: Rows, metrics: Sequence[str] | None) -> pd.DataFrame:
+def frame(rows: Part, metrics: Sequence[str] | None) -> pd.DataFrame:
     """Return one pod's rows, a column a metric."""
     names = _names([rows], metrics)
     return pd.DataFrame(_columns(rows, names), index=times(rows.starts_ms), columns=pd.Index(names, dtype=object))
@@ -69,7 +69,7 @@ def long_form(pieces: Sequence[Piece], metrics: Sequence[str] | None) -> pd.Data
 def wide_form(pieces: Sequence[Piece], metrics: Sequence[str] | None) -> pd.DataFrame:
     """Return a row a pod and window: a MultiIndex (``id``, ``timestamp``), in order; a column a metric."""
     names = _names([piece.rows for piece in pieces], metrics)
-    counts = [len(piece.rows.starts_ms) for piece in pieces]
+    counts = [piece.rows.size for piece in pieces]
     starts = np.concatenate([piece.rows.starts_ms for piece in pieces]) if pieces else np.empty(0, np.int64)
     values = np.concatenate([_columns(piece.rows, names) for piece in pieces]) if pieces else np.empty((0, len(names)))
     ids = np.repeat(np.array([piece.id for piece in pieces], object), counts)
@@ -84,7 +84,7 @@ def matrix(pieces: Sequence[Piece], metrics: Sequence[str] | None, chunk_size: s
         ConfigError: the windows are a time zone's calendar's, whose rules are not installed.
     """
     names = _names([piece.rows for piece in pieces], metrics)
-    starts = [piece.rows.starts_ms for piece in pieces if len(piece.rows.starts_ms)]
+    starts = [piece.rows.starts_ms for piece in pieces if piece.rows.size]
     axis = (
         _axis(min(int(own[0]) for own in starts), max(int(own[-1]) for own in starts), chunk_size) if starts else None
     )
@@ -109,15 +109,14 @@ def _axis(first_ms: int, last_ms: int, chunk_size: str) -> Int64Array:
         raise ConfigError(f"windows of {chunk_size} need the rules of time zones: pip install {error.name}") from error
 
 
-def _names(all_rows: Sequence[Rows], metrics: Sequence[str] | None) -> list[str]:
+def _names(all_rows: Sequence[Part], metrics: Sequence[str] | None) -> list[str]:
     return sorted({name for rows in all_rows for name in rows.names}) if metrics is None else list(metrics)
 
 
-def _columns(rows: Rows, names: Sequence[str]) -> Float64Array:
+def _columns(rows: Part, names: Sequence[str]) -> Float64Array:
     """Return the columns of some metrics, NaN where there is none, shape (rows, names)."""
-    starts_ms, own, found, _ = rows
-    place = {name: at for at, name in enumerate(own)}
+    place = {name: at for at, name in enumerate(rows.names)}
     there = [at for at, name in enumerate(names) if name in place]
-    values = np.full((len(starts_ms), len(names)), np.nan)
-    values[:, there] = found[:, [place[names[at]] for at in there]]
+    values = np.full((rows.size, len(names)), np.nan)
+    values[:, there] = rows.values[:, [place[names[at]] for at in there]]  # noqa: PD011 - no frame
     return values

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+BoolArray = npt.NDArray[np.bool_]
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
@@ -21,130 +22,101 @@ Stretches = Callable[[], Sequence[Stretch]]
 _ABSENT_BITS = np.int64(0x7FF8_0000_0000_0AB5)
 ABSENT = float(_ABSENT_BITS.view(np.float64))
 
+_COMPLETE = 1 << 40
 _FIRST_ROWS = 16
 _MOST_RUNS = 8
 """Live data, its recheck and a backfill are three."""
 
 
-class Row(NamedTuple):
-    """A record as it is kept."""
-
-    start_ms: int
-    rank: int
-    offset: int
-    names: tuple[str, ...]
-    values: Float64Array
-    """Shape (names,)."""
-
-
-class Rows(NamedTuple):
-    """Rows of one pod, one a window, in the order of time."""
-
-    starts_ms: Int64Array
-    """Shape (rows,), strictly rising."""
-    names: Sequence[str]
-    """The metrics, in no order."""
-    values: Float64Array
-    """Shape (rows, metrics); NaN where there is nothing, and where that was the value."""
-    ranks: Int64Array
-    """Shape (rows,), as `rank_of` makes them."""
+def ranks_of(revision: Int64Array, partial: BoolArray) -> Int64Array:
+    """Return numbers that are higher for what counts: complete beats partial, then the higher revision."""
+    return revision + np.where(partial, 0, _COMPLETE)
 
 
 class Part(NamedTuple):
-    """The first *size* rows of a run as they were once: later rows come behind them."""
+    """Some rows of one pod, in the order of time; a view of arrays that may have more behind the last of them."""
 
     size: int
     names: tuple[str, ...]
+    """The metrics, in no order."""
     starts_ms: Int64Array
+    """Strictly rising up to *size*."""
     ranks: Int64Array
     offsets: Int64Array
     values: Float64Array
+    """Shape (size or more, metrics); `ABSENT` where a record does not have a metric."""
 
-    def rows(self, chosen: slice) -> Part:
+    def rows(self, first: int, last: int) -> Part:
         """Return some of the rows."""
+        rows = slice(first, last)
         return Part(
-            chosen.stop - chosen.start,
-            self.names,
-            self.starts_ms[chosen],
-            self.ranks[chosen],
-            self.offsets[chosen],
-            self.values[chosen],
+            last - first, self.names, self.starts_ms[rows], self.ranks[rows], self.offsets[rows], self.values[rows]
         )
+
+    def without_absent(self) -> Part:
+        """Return the same without metrics that no row has."""
+        there = (self.values.view(np.int64) != _ABSENT_BITS).any(axis=0)
+        if there.all():
+            return self
+        names = tuple(name for name, is_there in zip(self.names, there.tolist(), strict=True) if is_there)
+        return self._replace(names=names, values=self.values[:, there])
 
 
 Snapshot = tuple[Part, ...]
 
 
-def rank_of(revision: int, *, partial: bool) -> int:
-    """Return a number that is higher for what counts: complete beats partial, then the higher revision."""
-    return revision + (0 if partial else _COMPLETE)
-
-
-_COMPLETE = 1 << 40
-
-
-def is_partial(ranks: Int64Array) -> npt.NDArray[np.bool_]:
-    """Tell of each rank whether it is a partial record's, shape as *ranks*."""
-    return ranks < _COMPLETE
-
-
-def revisions(ranks: Int64Array) -> Int64Array:
-    """Return the revision of each rank, shape as *ranks*."""
-    return ranks & (_COMPLETE - 1)
-
-
-def rows_between(snapshot: Snapshot, from_ms: int, to_ms: int) -> Rows:
+def rows_between(snapshot: Sequence[Part], from_ms: int, to_ms: int) -> Part:
     """Return the rows of windows that start in [*from_ms*, *to_ms*]: of each window the one that counts.
 
-    Values are not shared with the snapshot; metrics that no row has are left out.
+    Metrics that no row has are left out. What is returned may be a view: it is to be copied before it is changed.
     """
     found = []
     for part in snapshot:
         first, last = np.searchsorted(part.starts_ms[: part.size], (from_ms, to_ms + 1)).tolist()
         if first < last:
-            found.append(part.rows(slice(first, last)))
-    if len(found) == 1:
-        part = found[0]
-        return _of_present(part.starts_ms.copy(), part.names, part.values.copy(), part.ranks.copy())
-    merged = merge(found)
-    return _of_present(merged.starts_ms, merged.names, merged.values, merged.ranks)
+            found.append(part.rows(first, last))
+    if not found:
+        nothing = np.empty(0, np.int64)
+        return Part(0, (), nothing, nothing, nothing, np.empty((0, 0)))
+    return (found[0] if len(found) == 1 else merge(found)).without_absent()
 
 
 def merge(parts: Sequence[Part]) -> Part:
-    """Return one part of all rows, in the order of time: of each window the one that counts."""
-    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
-    column = {name: at for at, name in enumerate(names)}
-    total = sum(part.size for part in parts)
-    starts, ranks, offsets = (np.empty(total, np.int64) for _ in range(3))
-    values = np.full((total, len(names)), ABSENT)
-    at = 0
-    for part in parts:
-        rows = slice(at, at + part.size)
-        starts[rows], ranks[rows], offsets[rows] = (
-            part.starts_ms[: part.size],
-            part.ranks[: part.size],
-            part.offsets[: part.size],
+    """Return one part of all rows of one and more, in the order of time: of each window the one that counts."""
+    starts, ranks, offsets = (
+        np.concatenate(columns)
+        for columns in zip(
+            *((p.starts_ms[: p.size], p.ranks[: p.size], p.offsets[: p.size]) for p in parts), strict=True
         )
-        values[rows, [column[name] for name in part.names]] = part.values[: part.size]
-        at += part.size
+    )
+    names, values = _side_by_side(parts)
+    merged = Part(len(starts), names, starts, ranks, offsets, values)
+    is_later = np.diff(starts) > 0
+    if is_later.all():
+        return merged
     order = np.lexsort((offsets, ranks, starts))
-    if total:
-        order = order[np.append(np.diff(starts[order]) != 0, [True])]
+    order = order[np.append(np.diff(starts[order]) != 0, [True])]
     return Part(len(order), names, starts[order], ranks[order], offsets[order], values[order])
 
 
-def _of_present(starts_ms: Int64Array, names: tuple[str, ...], values: Float64Array, ranks: Int64Array) -> Rows:
-    there = (values.view(np.int64) != _ABSENT_BITS).any(axis=0)
-    if there.all():
-        return Rows(starts_ms, names, values, ranks)
-    present = [name for name, is_there in zip(names, there.tolist(), strict=True) if is_there]
-    return Rows(starts_ms, present, values[:, there], ranks)
+def _side_by_side(parts: Sequence[Part]) -> tuple[tuple[str, ...], Float64Array]:
+    names = parts[0].names
+    if all(part.names == names for part in parts):
+        return names, np.concatenate([part.values[: part.size] for part in parts])
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    column = {name: at for at, name in enumerate(names)}
+    values = np.full((sum(part.size for part in parts), len(names)), ABSENT)
+    at = 0
+    for part in parts:
+        values[at : at + part.size, [column[name] for name in part.names]] = part.values[: part.size]
+        at += part.size
+    return names, values
 
 
 class PodHistory:
     """One pod's rows, in runs that are each in the order of time: one, but for what comes late.
 
-    A row goes behind the run that ends nearest before it, so live data, its recheck and a
+    Rows go behind the run that ends nearest before them, so live data, its recheck and a
     backfill have runs of their own, and adding is an append. What a `Part` shows never changes.
     """
 
@@ -155,28 +127,19 @@ class PodHistory:
         self.newest_ms = -1
         """When the latest window starts that was ever added."""
 
-    def add(self, row: Row, stretches: Stretches) -> None:
-        """Keep a row; earlier ones that no stretch has any more may be forgotten."""
-        is_next = len(self._runs) == 1 and row.start_ms > self._runs[0].last_ms
-        run = self._runs[0] if is_next else self._run_for(row)
-        run.append(row, stretches)
-        self.newest_ms = max(self.newest_ms, row.start_ms)
+    def add(self, part: Part, stretches: Stretches) -> None:
+        """Keep one row, or several that are later than all before; what no stretch has may be forgotten."""
+        self._run_for(part).append(part, stretches)
+        self.newest_ms = max(self.newest_ms, int(part.starts_ms[part.size - 1]))
 
-    def is_no_news(self, row: Row) -> bool:
-        """Tell whether what is known of the window is better than *row*, or the same."""
-        known = self._best(row.start_ms)
-        if known is None or known[0] < row.rank:
+    def is_no_news(self, row: Part) -> bool:
+        """Tell whether what is known of the window of a single row is better than that, or the same."""
+        start_ms, rank = int(row.starts_ms[0]), int(row.ranks[0])
+        found = [(run.ranks[at], run.offsets[at], run, at) for run in self._runs if (at := run.find(start_ms)) >= 0]
+        if not found:
             return False
-        run, at = known[1:]
-        return known[0] > row.rank or run.says(at, row)
-
-    def _best(self, start_ms: int) -> tuple[int, _Run, int] | None:
-        """Return rank and place of the row that counts for a window, or None where none is kept."""
-        rows = [(run.ranks[at], run.offsets[at], run, at) for run in self._runs if (at := run.find(start_ms)) >= 0]
-        if not rows:
-            return None
-        rank, _, run, at = max(rows, key=lambda row: row[:2])
-        return int(rank), run, at
+        known, _, run, at = max(found, key=lambda place: place[:2])
+        return bool(known > rank or (known == rank and run.says(at, row)))
 
     def snapshot(self) -> Snapshot:
         """Return all rows as they are now."""
@@ -189,13 +152,14 @@ class PodHistory:
         ]
         return not self._runs
 
-    def _run_for(self, row: Row) -> _Run:
-        fitting = [run for run in self._runs if run.last_ms < row.start_ms]
+    def _run_for(self, part: Part) -> _Run:
+        start_ms = int(part.starts_ms[0])
+        fitting = [run for run in self._runs if run.last_ms < start_ms]
         if fitting:
             return max(fitting, key=lambda run: run.last_ms)
         if len(self._runs) == _MOST_RUNS:
             self._runs = [_Run(merge(self.snapshot()))]
-        run = _Run(_no_rows(row.names))
+        run = _Run(part.rows(0, 0))
         self._runs.append(run)
         return run
 
@@ -206,42 +170,40 @@ class _Run:
     __slots__ = ("column", "first_ms", "last_ms", "names", "offsets", "ranks", "size", "starts_ms", "values")
 
     def __init__(self, part: Part) -> None:
-        """Take rows that are in order, or none."""
         self.size, self.names, self.starts_ms, self.ranks, self.offsets, self.values = part
         self.column = {name: at for at, name in enumerate(part.names)}
         self.first_ms, self.last_ms = (
             (int(part.starts_ms[0]), int(part.starts_ms[part.size - 1])) if part.size else (-1, -1)
         )
 
-    def append(self, row: Row, stretches: Stretches) -> None:
-        """Add a row behind the last."""
-        if self.size == len(self.starts_ms):
-            self._make_room(stretches())
-        at = self.size
-        self.starts_ms[at], self.ranks[at], self.offsets[at] = row.start_ms, row.rank, row.offset
-        if row.names == self.names:
-            self.values[at] = row.values
+    def append(self, part: Part, stretches: Stretches) -> None:
+        """Add rows behind the last."""
+        if self.size + part.size > len(self.starts_ms):
+            self._make_room(stretches(), part.size)
+        rows = slice(self.size, self.size + part.size)
+        self.starts_ms[rows], self.ranks[rows], self.offsets[rows] = part.starts_ms, part.ranks, part.offsets
+        if part.names == self.names:
+            self.values[rows] = part.values
         else:
-            self._widen(row.names)
-            self.values[at] = ABSENT
-            self.values[at, [self.column[name] for name in row.names]] = row.values
-        self.size = at + 1
-        self.last_ms = row.start_ms
-        if at == 0:
-            self.first_ms = row.start_ms
+            self._widen(part.names)
+            self.values[rows] = ABSENT
+            self.values[rows][:, [self.column[name] for name in part.names]] = part.values
+        if self.size == 0:
+            self.first_ms = int(part.starts_ms[0])
+        self.last_ms = int(part.starts_ms[-1])
+        self.size = rows.stop
 
     def find(self, start_ms: int) -> int:
         """Return where a window's row is, or -1."""
         at = int(np.searchsorted(self.starts_ms[: self.size], start_ms))
         return at if at < self.size and self.starts_ms[at] == start_ms else -1
 
-    def says(self, at: int, row: Row) -> bool:
-        """Tell whether the row there has the metrics and the values of another."""
+    def says(self, at: int, row: Part) -> bool:
+        """Tell whether the row there has the metrics and the values of a single one."""
         own = self.values[at]
-        there = own.view(np.int64) != _ABSENT_BITS
-        if there.sum() != len(row.names) or not self.column.keys() >= set(row.names):
+        if (own.view(np.int64) != _ABSENT_BITS).sum() != len(row.names) or not self.column.keys() >= set(row.names):
             return False
-        return np.array_equal(own[[self.column[name] for name in row.names]], row.values, equal_nan=True)
+        return np.array_equal(own[[self.column[name] for name in row.names]], row.values[0], equal_nan=True)
 
     def part(self) -> Part:
         """Return the rows as they are now."""
@@ -252,13 +214,13 @@ class _Run:
         wanted = set(names)
         if wanted <= self.column.keys():
             return
-        new_names = names if wanted >= self.column.keys() else (*self.names, *(wanted - self.column.keys()))
-        values = np.full((len(self.values), len(new_names)), ABSENT)
-        places = {name: at for at, name in enumerate(new_names)}
-        values[: self.size, [places[name] for name in self.names]] = self.values[: self.size]
-        self.names, self.column, self.values = new_names, places, values
+        new = names if wanted >= self.column.keys() else (*self.names, *(wanted - self.column.keys()))
+        place = {name: at for at, name in enumerate(new)}
+        values = np.full((len(self.values), len(new)), ABSENT)
+        values[: self.size, [place[name] for name in self.names]] = self.values[: self.size]
+        self.names, self.column, self.values = new, place, values
 
-    def _make_room(self, stretches: Sequence[Stretch]) -> None:
+    def _make_room(self, stretches: Sequence[Stretch], more: int) -> None:
         """Move to larger arrays what a stretch has, and what is between; leave metrics behind that are gone."""
         starts = self.starts_ms[: self.size]
         first = self.size
@@ -266,25 +228,14 @@ class _Run:
             at = int(np.searchsorted(starts, from_ms))
             if at < first and starts[at] <= to_ms:
                 first = at
-        kept = self.part().rows(slice(first, self.size))
-        names, values = self.names, kept.values
+        kept = self.part().rows(first, self.size)
         if kept.size:
-            _, present, values, _ = _of_present(kept.starts_ms, kept.names, kept.values, kept.ranks)
-            names = tuple(present)
+            kept = kept.without_absent()
             self.first_ms = int(kept.starts_ms[0])
-        room = max(_FIRST_ROWS, kept.size)
+        room = more + max(_FIRST_ROWS, kept.size)
         self.starts_ms, self.ranks, self.offsets = (
-            np.append(array, np.empty(room, np.int64)) for array in (kept.starts_ms, kept.ranks, kept.offsets)
+            np.concatenate([array, np.empty(room, np.int64)]) for array in (kept.starts_ms, kept.ranks, kept.offsets)
         )
-        self.values = np.concatenate([values, np.empty((room, len(names)))])
-        self.size, self.names, self.column = kept.size, names, {name: at for at, name in enumerate(names)}
-
-
-def _no_rows(names: tuple[str, ...]) -> Part:
-    nothing = np.empty(0, np.int64)
-    return Part(0, names, nothing, nothing, nothing, np.empty((0, len(names))))
-
-
-def keep_all() -> Sequence[Stretch]:
-    """Say that nothing is to be forgotten."""
-    return ((-1, 1 << 62),)
+        self.values = np.concatenate([kept.values, np.empty((room, len(kept.names)))])
+        self.size, self.names = kept.size, kept.names
+        self.column = {name: at for at, name in enumerate(kept.names)}

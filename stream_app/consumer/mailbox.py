@@ -5,20 +5,26 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from stream_app.consumer.partition import Partition
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
-    """Consecutive messages of one partition."""
+    """Consecutive messages of one partition.
+
+    Columns, not messages: twenty thousand objects would keep the garbage collector busy.
+    """
 
     partition: Partition
-    messages: list[Any]
-    position: int
+    position: int = 0
     """Behind the last one, and behind the ends of transactions that follow it."""
+    written_ms: int = 0
+    """When Kafka took one of the last."""
+    offsets: list[int] = field(default_factory=list)
+    keys: list[bytes | None] = field(default_factory=list)
+    values: list[bytes | None] = field(default_factory=list)
 
 
 class Mailbox:
@@ -35,7 +41,7 @@ class Mailbox:
     def put(self, block: Block) -> None:
         with self._changed:
             self._blocks.append(block)
-            self._count += len(block.messages)
+            self._count += len(block.offsets)
             self._changed.notify_all()
 
     def fail(self, failure: BaseException) -> None:
@@ -66,7 +72,7 @@ class Mailbox:
                 self._changed.wait(timeout_s)
             if self._blocks:
                 block = self._blocks.popleft()
-                self._count -= len(block.messages)
+                self._count -= len(block.offsets)
                 self._changed.notify_all()
                 return block
             if self._failure is not None:

@@ -36,6 +36,7 @@ from stream_app.records import Record
 log = logging.getLogger(__name__)
 
 _BATCH_MESSAGES = 2_000
+_STAMPED_EVERY = 500
 _POLL_S = 0.1
 """How late a window may come, and a stop be noticed."""
 _PATIENCE_S = 1.0
@@ -162,7 +163,6 @@ class Reader:
         try:
             if self._opened is None and not self._wait_for_topic():
                 return
-            wait_for_leaders(self._admin, [self._settings.topic])
             consumer = self._consumer()
             if self._settings.group is None:
                 self._assign_all(consumer)
@@ -213,26 +213,32 @@ class Reader:
             self._paused = not has_room
 
     def _hand_over(self, consumer: Consumer, messages: list[Any]) -> None:
-        by_partition: dict[int, list[Any]] = {}
-        positions: dict[int, int] = {}
+        blocks: dict[int, Block] = {}
         for message in messages:
-            error = message.error()
-            number, offset = message.partition(), message.offset()
-            if error is None:
-                found = by_partition.get(number)
-                if found is None:
-                    found = by_partition[number] = []
-                found.append(message)
-                positions[number] = offset + 1
-            elif is_end(error):
-                # Past the ends of transactions, which are offsets without a message.
-                positions[number] = max(offset, positions.get(number, 0))
-            else:
+            if (error := message.error()) and not is_end(error):
                 self._take_event(consumer, message, error)
-        for number, position in positions.items():
-            # Gone since: it came in the same breath as the news that it is another member's.
-            if (partition := self.partitions.get(number)) is not None:
-                self._mailbox.put(Block(partition, by_partition.get(number, []), position))
+                continue
+            number = message.partition()
+            block = blocks.get(number)
+            if block is None:
+                partition = self.partitions.get(number)
+                if partition is None:
+                    # Gone: it came in the same breath as the news that it is another member's.
+                    continue
+                block = blocks[number] = Block(partition)
+            offset = message.offset()
+            if error:
+                # Past the ends of transactions, which are offsets without a message.
+                block.position = max(block.position, offset)
+                continue
+            block.offsets.append(offset)
+            block.keys.append(message.key())
+            block.values.append(message.value())
+            block.position = offset + 1
+            if len(block.offsets) % _STAMPED_EVERY == 1:
+                block.written_ms = message.timestamp()[1]
+        for block in blocks.values():
+            self._mailbox.put(block)
 
     def _take_event(self, consumer: Consumer, message: Any, error: KafkaError) -> None:
         topic, number = message.topic(), message.partition()
@@ -431,7 +437,7 @@ class Reader:
     def _open(self, topic: FoundTopic) -> None:
         self._opened = _Opened(topic, starts.bounds(self._admin, self._settings.topic, topic.partitions))
         if self._settings.finite:
-            self.ends = self._opened.bounds.ends
+            self.ends = starts.high_watermarks(self._admin, self._settings.topic, topic.partitions)
 
     def _wait_for_topic(self) -> bool:
         name = self._settings.topic

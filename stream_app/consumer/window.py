@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from stream_app.consumer.forms import Piece, frame, long_form, wide_form
-from stream_app.consumer.history import Rows, Snapshot, rows_between
+from stream_app.consumer.history import Part, Snapshot, rows_between
 from stream_app.records import Record, record_key
 
 
@@ -107,6 +107,6 @@ class Window:
         )
         return f"<Window {self.id} {self.start.isoformat()}{more}>"
 
-    def rows(self) -> Rows:
+    def rows(self) -> Part:
         """Return the rows of the lookback, this window's the last."""
         return rows_between(self._snapshot, self._from_ms, self._record.window_start_ms)
