@@ -200,10 +200,11 @@ class _Run:
 
     def says(self, at: int, row: Part) -> bool:
         """Tell whether the row there has the metrics and the values of a single one."""
-        own = self.values[at]
-        if (own.view(np.int64) != _ABSENT_BITS).sum() != len(row.names) or not self.column.keys() >= set(row.names):
+        there = self.values[at].view(np.int64) != _ABSENT_BITS
+        if {name for name, is_there in zip(self.names, there.tolist(), strict=True) if is_there} != set(row.names):
             return False
-        return np.array_equal(own[[self.column[name] for name in row.names]], row.values[0], equal_nan=True)
+        own = self.values[at, [self.column[name] for name in row.names]]
+        return np.array_equal(own, row.values[0], equal_nan=True)
 
     def part(self) -> Part:
         """Return the rows as they are now."""
