@@ -373,6 +373,8 @@ class PodConsumer:
         """Take what was read next, if it comes before a moment of the monotonic clock; return False at the end."""
         begun_s = time.monotonic()
         while not self._is_closed:
+            if self._settings.finite and self._mailbox.is_empty() and reader.is_at_end():
+                return False
             now_s = time.monotonic()
             block = self._mailbox.get(max(0.0, min(_LOOK_S, until_s - now_s)))
             if block is not None:
@@ -380,14 +382,11 @@ class PodConsumer:
                 return True
             if now_s >= until_s:
                 return True
-            if self._settings.finite:
-                if self._mailbox.is_empty() and reader.is_at_end():
-                    return False
-                if now_s - begun_s > _STALL_S:
-                    raise PublishError(
-                        "Kafka gives no more records, though it has some: is a broker away, or a transaction open "
-                        "(kafka-transactions.sh find-hanging)? start again"
-                    )
+            if self._settings.finite and now_s - begun_s > _STALL_S:
+                raise PublishError(
+                    "Kafka gives no more records, though it has some: is a broker away, or a transaction open "
+                    "(kafka-transactions.sh find-hanging)? start again"
+                )
         return False
 
     def _take(self, reader: Reader, block: Block) -> _Block | None:

@@ -245,8 +245,9 @@ class Reader:
         if is_deleted(error):
             log.warning("records were deleted before they were read", extra={"topic": topic, "partition": number})
             if number in self.partitions:
-                # The library stands still there until it is told where to go on.
-                consumer.seek(TopicPartition(topic, number, OFFSET_BEGINNING))
+                # The library stands still there, and takes no seek, until it is told anew where to read.
+                consumer.incremental_unassign([TopicPartition(topic, number)])
+                consumer.incremental_assign([TopicPartition(topic, number, OFFSET_BEGINNING)])
         elif is_missing(error):
             self._ear.heard_of_missing = True
         elif error.fatal() or isinstance(self._failure(error), ConfigError):
@@ -384,6 +385,8 @@ class Reader:
             self._not_committed(failed, [at.partition for at in offsets])
 
     def _not_committed(self, error: KafkaError, numbers: list[int]) -> None:
+        if error.fatal() or error.code() in _FENCED:
+            raise self._failure(error)
         for number in numbers:
             self._committed.pop(number, None)
         log.warning("what was processed is not committed yet", extra={"error": reason(error), "partitions": numbers})
