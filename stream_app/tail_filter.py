@@ -70,14 +70,22 @@ class RecordFilter:
             return None
         if asked.chunk_size not in (None, record.chunk_size) or asked.method not in (None, record.method):
             return None
-        if not (self._namespace(record.namespace or NO_NAMESPACE) and self._service(record.service)):
-            return None
-        if not (self._pod(record.pod) if record.pod is not None else not asked.pods):
+        if not self.wants(record.namespace, record.pod, record.service):
             return None
         if not asked.metrics:
             return record
-        metrics = {name: value for name, value in record.metrics.items() if self._metric(name)}
+        metrics = {name: record.metrics[name] for name in self.metrics(tuple(record.metrics))}
         return replace(record, metrics=metrics) if metrics else None
+
+    def wants(self, namespace: str, pod: str | None, service: str) -> bool:
+        """Tell whether records of a pod, or where *pod* is None of a service, are wanted."""
+        if not (self._namespace(namespace or NO_NAMESPACE) and self._service(service)):
+            return False
+        return self._pod(pod) if pod is not None else not self._wanted.pods
+
+    def metrics(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of a record's metrics that are wanted, in their order."""
+        return tuple(filter(self._metric, names)) if self._wanted.metrics else names
 
     def _is_wanted_by_key(self, key: bytes, *, of_service: bool) -> bool:
         if of_service and self._wanted.pods:
