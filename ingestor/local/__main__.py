@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ingestor.core.errors import ConfigError, IngestorError
-from ingestor.local import kafka, prometheus, prometheus3, victoria_metrics
+from ingestor.local import chromium, kafka, prometheus, prometheus3, victoria_metrics
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--backends", is_flag=True, help="Also what the tests read from: Prometheus 3 and VictoriaMetrics.")
+@click.option("--backends", is_flag=True, help="Also what the tests use: Prometheus 3, VictoriaMetrics and Chromium.")
 def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
     """Download what the local servers need into the user's cache; silent when it is there.
 
@@ -43,6 +43,9 @@ def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
         if not victoria_metrics.on_path() and not victoria_metrics.program_folder().is_dir():
             click.echo("fetching VictoriaMetrics ...")
         _find_or_warn(victoria_metrics.find_program)
+        if not chromium.on_path() and not chromium.program_folder().is_dir():
+            click.echo("fetching Chromium (120 MB) ...")
+        _find_or_warn(chromium.find_program)
         if not prometheus3.program_folder().is_dir():
             click.echo(f"building Prometheus {prometheus3.VERSION} (some minutes) ...")
         _find_or_warn(prometheus3.find_program)
