@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from ingestor.core.chunk import Marker, RangeChunk
 from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, PublishError
 from ingestor.kafka import Cluster, client_config, connect, stable_ends
 from ingestor.web import pages
+from stream_app.dashboard.server import PAGES, Dashboard
 from stream_app.dead_letters import dead_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written
 from stream_app.faust_transport import App, Transport, credentials, group_metadata, member_id, reads
@@ -89,7 +91,12 @@ class Worker:
         self.app = self._faust_app(settings)
         standing = telemetry.standing
         standing.reads = lambda: reads(self.app)
-        add_pages(self.app, pages("worker", telemetry, standing.not_ready, standing.not_healthy))
+        own = pages("worker", telemetry, standing.not_ready, standing.not_healthy)
+        add_pages(self.app, {path: page for path, page in own.items() if path not in PAGES})
+        if settings.listener is not None:
+            is_local = ipaddress.ip_address(settings.listener.getsockname()[0]).is_loopback
+            dashboard = Dashboard(settings.cluster, self._view, telemetry, self._own_member_id, is_local=is_local)
+            dashboard.add_to(self.app)
 
     async def run(self, on_ready: Callable[[], None]) -> None:
         """Work until SIGTERM or SIGINT.
@@ -226,6 +233,9 @@ class Worker:
         if self._stopping:
             # It joins when this returns.
             await asyncio.Event().wait()
+
+    def _own_member_id(self) -> str:
+        return self._member_id
 
     def _fail(self, error: Exception) -> None:
         """End the worker: nothing further is handled, and `run` raises *error*."""

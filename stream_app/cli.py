@@ -286,7 +286,7 @@ def _address_or_none(text: str) -> tuple[str, int] | None:
     metavar="[HOST]:PORT",
     default=DEFAULT_WEB_ADDRESS,
     show_default=True,
-    help="Serve /metrics, /-/ready and /-/healthy there, like :6066; none: nowhere.",
+    help="Serve the dashboard, /metrics, /-/ready and /-/healthy there, like :6066; none: nowhere.",
 )
 @kafka_options
 @click.option("--partitions", type=click.IntRange(1, 1024), help="Of topics that are made. [default: 8]")
