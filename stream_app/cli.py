@@ -419,7 +419,8 @@ def raw_files(**flags: Any) -> None:
         idle_s=flags["idle_ms"] / 1000,
     )
     stop = stop_on_signals()
-    with display(presence(as_json=flags["as_json"]), until_idle=settings.until_idle, rows="samples") as shown:
+    how = presence(as_json=flags["as_json"])
+    with display(how, until_idle=settings.until_idle, messages="chunks", rows="samples") as shown:
         total = run_raw_files(settings, stop, shown.written)
     click.echo(f"{settings.storage}: {total.rows:,} samples written, {total.files:,} files", err=True)
     if settings.until_idle and stop.is_set():

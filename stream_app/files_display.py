@@ -29,10 +29,10 @@ class Display(Protocol):
         """Show what a commit came to."""
 
 
-def display(presence: Presence, *, until_idle: bool, rows: str = "rows") -> Display:
-    """Return the display for *presence*; *rows* is what they are called."""
+def display(presence: Presence, *, until_idle: bool, messages: str = "records", rows: str = "rows") -> Display:
+    """Return the display for *presence*; *messages* and *rows* are what they are called."""
     if presence == "terminal":
-        return _Bar(rows, until_idle=until_idle)
+        return _Bar(messages, rows, until_idle=until_idle)
     return _Json(rows) if presence == "json" else _Lines(rows)
 
 
@@ -70,7 +70,7 @@ class _Json(_Lines):
 class _Bar(_Lines):
     """How much of what was there is written, rows, files, and how many messages are left."""
 
-    def __init__(self, rows: str, *, until_idle: bool) -> None:
+    def __init__(self, messages: str, rows: str, *, until_idle: bool) -> None:
         super().__init__(rows)
         from rich.console import Console  # noqa: PLC0415 - only where there is a terminal
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn  # noqa: PLC0415
@@ -84,7 +84,7 @@ class _Bar(_Lines):
             ),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("waiting", total=None, rows=0, files=0, behind=0)
+        self._task = self._bar.add_task(f"waiting for {messages}", total=None, rows=0, files=0, behind=0)
         self._end = "to the end" if until_idle else "live"
 
     def __enter__(self) -> Self:

@@ -22,7 +22,7 @@ from stream_app.sink_loop import LoopSettings, Start, run_loop
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.part_csv import CsvParts
 from stream_app.sinks.part_parquet import ParquetParts
-from stream_app.sinks.part_store import PartFormat, PartStore
+from stream_app.sinks.part_store import TIDYING_ROWS, PartFormat, PartStore
 from stream_app.sinks.paths import hive
 
 log = logging.getLogger(__name__)
@@ -35,9 +35,6 @@ FORMATS: dict[str, Callable[[], PartFormat]] = {
 
 _SERIES_WEIGHT = 16
 """The labels of a row of a chunk take as much memory as so many samples."""
-
-_COMPLETED_ROWS = 4_000_000
-"""So many are written anew at a time where nothing is to be kept aside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,12 +170,12 @@ class _Samples:
 
     def complete(self) -> None:
         while self._store.is_behind:
-            self._store.plan(_COMPLETED_ROWS)
+            self._store.plan(TIDYING_ROWS)
             self._storage.commit(self.offsets, None)
 
     def finish(self) -> None:
         while not self._store.is_tidy:
-            self._store.plan(_COMPLETED_ROWS)
+            self._store.plan(TIDYING_ROWS)
             self._storage.commit(self.offsets, None)
 
     def progress(self, behind: int) -> FilesProgress:

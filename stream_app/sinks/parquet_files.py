@@ -17,7 +17,7 @@ from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Storage
 from stream_app.sinks.part_parquet import ParquetParts
 from stream_app.sinks.part_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
-from stream_app.sinks.part_store import Limits, PartitionPath, PartStore
+from stream_app.sinks.part_store import TIDYING_ROWS, Limits, PartitionPath, PartStore
 from stream_app.sinks.paths import column_name, hive
 
 _POD = Layout(pa.schema([(TIME, TIME_TYPE), ("pod", TEXT)]), keys=("pod", TIME), extra=pa.float64())
@@ -31,9 +31,6 @@ _DAY_MS = 86_400_000
 _HIGHEST_REVISION = 2**61
 _PARTIAL = 2**62
 """What a partial record's rank is below that of a whole one: more than any revision makes up for."""
-
-_COMPLETED_ROWS = 4_000_000
-"""So many are written anew at a time where nothing is to be kept aside: until then they are on the disk twice."""
 
 _Owner = tuple[str, str, bool]
 """Namespace, service, whether these are service records."""
@@ -80,19 +77,19 @@ class ParquetSink:
         self._held.append(records)
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
-        if self._held:
+        if any(map(len, self._held)):
             self._hand_out(joined(self._held))
         self._held.clear()
         self._commit(offsets, view)
 
     def complete(self) -> None:
         while self.is_behind:
-            self._commit(self.offsets, self.view, _COMPLETED_ROWS)
+            self._commit(self.offsets, self.view, TIDYING_ROWS)
 
     def finish(self) -> None:
         self.complete()
         while not all(store.is_tidy for store in self._stores.values()):
-            self._commit(self.offsets, self.view, _COMPLETED_ROWS)
+            self._commit(self.offsets, self.view, TIDYING_ROWS)
 
     def close(self) -> None:
         self._storage.close()
@@ -108,8 +105,6 @@ class ParquetSink:
         owner_of = np.array([owners.setdefault((who[0], who[2], who[1] is None), len(owners)) for who in records.whos])
         pods = {pod: number for number, pod in enumerate(sorted({who[1] or "" for who in records.whos}))}
         pod_of = np.array([pods[who[1] or ""] for who in records.whos])
-        if not len(records):
-            return
         rows = _latest(records, owner_of[records.who], pod_of[records.who])
         owner, day = owner_of[rows.who], rows.window_start_ms // _DAY_MS
         starts = np.flatnonzero(_differs(owner) | _differs(day)).tolist()

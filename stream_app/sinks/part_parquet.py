@@ -14,6 +14,7 @@ _RANKS = b"podstream.ranks"
 
 
 _MANY_ROWS = 10_000
+"""Where there are fewer, reading texts as dictionaries costs more than it saves."""
 
 
 class ParquetParts:
@@ -54,7 +55,6 @@ class ParquetParts:
     def decoded(self, data: bytes, _: str | None) -> Rows:
         try:
             metadata = pq.read_metadata(pa.BufferReader(data))
-            # Where texts are few, dictionaries cost more than they save.
             texts = _texts(metadata) if metadata.num_rows >= _MANY_ROWS else None
             options = {"metadata": metadata, "read_dictionary": texts, "page_checksum_verification": True}
             with pq.ParquetFile(pa.BufferReader(data), **options) as file:

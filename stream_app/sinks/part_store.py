@@ -12,10 +12,11 @@ other file is touched. The rest is paid for in a bounded way:
   when a partition comes after its own, which then is over.
 - **A new column** is added to all parts of its partition, and no further: parts of a
   partition have the same columns, partitions may differ.
-- **Heads** (Parquet): pandas takes the columns of the first file for those of all, and so do others
-  that are told to fill in what is missing. So a folder of partitions that differ has a file
-  without rows and with all columns, which comes first whoever sorts the names: it lies in
-  another spelling of the first partition's folder (``service=%61pi`` is ``service=api``).
+- **Heads** (of Parquet): pandas takes the columns of the first file for those of all, and
+  so do others that are told to fill in what is missing. So a folder of partitions that
+  differ has a file without rows and with all columns, which comes first whoever sorts the
+  names: it lies in another spelling of the first partition's folder (``service=%61pi`` is
+  ``service=api``).
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ PartitionPath = tuple[str, ...]
 
 _LATE_FOLDER, _LATE_SUFFIX = f"{OWN_FOLDER}/late", ".late"
 """Of another name, for readers that look for Parquet look into all folders."""
+
+TIDYING_ROWS = 4_000_000
+"""A good *more_rows* of `PartStore.plan`: until its commit, so many are on the disk twice."""
 
 _HEAD = "columns-"
 """Sorts before ``part-``, for the head of a folder of dates lies beside the first date's parts."""
@@ -409,9 +413,10 @@ class PartStore:
                 continue
             if node.columns is None:
                 node.columns = self._columns_of(node.head) if node.head else self._columns(self._partitions[node.first])
-            if path < node.first or node.columns != columns:
-                node.first, node.columns = min(path, node.first), node.columns | columns
+            is_news = path < node.first or not node.head or not columns <= node.columns
+            if is_news and (node.head or columns != node.columns):
                 self._changed_nodes.add(path[:depth])
+            node.first, node.columns = min(path, node.first), node.columns | columns
 
     def _renew_heads(self) -> None:
         """Write the heads of folders that have other columns, or another first partition, than before."""

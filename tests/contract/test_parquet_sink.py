@@ -13,7 +13,6 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 import pytest
 from record_columns import columns
 from sink_scenario import START_MS, TOPIC, VIEW, expected, found, long_scenario, open_parquet, play, record
@@ -250,21 +249,6 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     play(sink, [record(0, "a", cpu=1.0)], 1)
     sink.close()
     assert found(tmp_path) == expected([record(0, "a", cpu=1.0)])
-
-
-def test_many_services_with_few_open_files(tmp_path: Path) -> None:
-    """A commit of a thousand services opens no more than some files at a time."""
-    program = f"""
-import resource
-from sink_scenario import *
-resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-sink = open_parquet(Path({str(tmp_path)!r}))
-play(sink, [record(m, "p", service=f"s{{i}}", cpu=float(m)) for m in (0, 1) for i in range(1000)], 1000)
-print(sink.file_count)
-"""
-    assert run(program) == "2000\n"
-    files = list(tmp_path.glob("namespace=prod/*/*/part-*"))
-    assert sum(pq.read_metadata(path).num_rows for path in files) == 2000
 
 
 def run(program: str) -> str:
