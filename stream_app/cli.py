@@ -307,7 +307,7 @@ def files(**flags: Any) -> None:
 
 
 def _from(text: str) -> Any:
-    from stream_app.tail import start_of  # noqa: PLC0415
+    from stream_app.reading import start_of  # noqa: PLC0415
 
     return start_of(text, time.time_ns() // 1_000_000)
 

@@ -214,7 +214,7 @@ class _Parts:
         self._settings, self._state, self._view = settings, state, view
         self._kafka = [*cluster_arguments(cluster), "--topic-prefix", view.topics.prefix]
         self._cluster, self._partitions, self._shown = cluster, partitions, shown
-        self._files = FilesSettings(cluster, view.topics, settings.storage, view.group_by, idle_s=0.0)
+        self._files = FilesSettings(cluster, view.topics, settings.storage, group_by=view.group_by, idle_s=0.0)
         self.rows = self.files = 0
         self._rows_before = 0
         (state.folder / "logs").mkdir(exist_ok=True)

@@ -14,25 +14,31 @@ import time
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
 
-from ingestor.core.durations import parse_time
 from ingestor.core.errors import ConfigError, MalformedMessage, PublishError
 from ingestor.core.topics import Topics
 from ingestor.kafka import (
-    CONNECT_TIMEOUT_S,
     Cluster,
     FoundTopic,
-    assigned_consumer,
     connect,
     failure,
     find_topics,
     is_end,
     is_missing,
-    is_refusal,
     reason,
     wait_for_leaders,
+)
+from stream_app.reading import (
+    Ear,
+    Place,
+    committed_consumer,
+    is_deleted,
+    places_of,
+    stable_offsets,
+    starts,
+    wait_for_topics,
 )
 from stream_app.records import decode_record
 from stream_app.tail_display import Lines
@@ -43,15 +49,8 @@ log = logging.getLogger(__name__)
 _BATCH_MESSAGES = 2_000
 _POLL_S = 0.1
 """How late a record may be shown, a stop noticed, and the end of a reader: all for ten looks a second."""
-_TOPIC_LOOK_S = 1.0
 _STALL_S = 30.0
 """A broker that gives nothing for so long, though there is something, is away."""
-_REMIND_S = 30.0
-
-_NO_RESET = KafkaError._AUTO_OFFSET_RESET  # noqa: SLF001 - the library has no public name for it
-
-Place = tuple[str, int]
-"""A topic, and the number of one of its partitions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +100,11 @@ def run_tail(settings: TailSettings, stop: threading.Event, lines: Lines, out: B
         if found is None:
             return False
         wait_for_leaders(admin, found)
-        places = [(name, partition) for name, topic in found.items() for partition in topic.partitions]
+        places = places_of(found)
         # What was written while nobody had seen the topic has come since we began.
-        at = _starts(admin, places, "earliest" if waited else settings.start, settings.wanted.from_ms)
-        ends = None if settings.follow else _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        ear = _Ear()
+        at = starts(admin, places, "earliest" if waited else settings.start, settings.wanted.from_ms)
+        ends = None if settings.follow else stable_offsets(admin, places)
+        ear = Ear()
         consumer = _consumer(settings, ear)
         try:
             return _Loop(settings, admin, found, ear, consumer, at, ends, lines, out).run(stop)
@@ -113,20 +112,6 @@ def run_tail(settings: TailSettings, stop: threading.Event, lines: Lines, out: B
             consumer.close()
     except KafkaException as error:
         raise failure(error, "records cannot be read") from error
-
-
-def start_of(text: str, now_ms: int) -> tuple[str, int | None]:
-    """Read ``--from``: ``earliest``, ``latest`` or a time, as `TailSettings` and `Wanted` have it.
-
-    Raises:
-        ValueError: none of these.
-    """
-    if text in ("earliest", "latest"):
-        return text, None
-    try:
-        return "time", parse_time(text, now_ms).time_ms
-    except ValueError as error:
-        raise ValueError(f"{error}; or earliest or latest") from error
 
 
 class _Loop:
@@ -137,7 +122,7 @@ class _Loop:
         settings: TailSettings,
         admin: AdminClient,
         topics: dict[str, FoundTopic],
-        ear: _Ear,
+        ear: Ear,
         consumer: Consumer,
         at: dict[Place, int],
         ends: dict[Place, int] | None,
@@ -165,8 +150,8 @@ class _Loop:
                 # Not amid a batch: what is behind in it would come twice.
                 self._assign()
             messages = self._consumer.consume(_BATCH_MESSAGES, _POLL_S)
-            if self._ear.heard_of_missing:
-                self._check_topics()
+            if name := self._ear.missing(self._admin, self._topics):
+                raise PublishError(f"topic {name} is gone or was made anew: start again")
             if messages:
                 moved_at = time.monotonic()
                 if not _write(self._out, b"".join(self._take(messages))):
@@ -217,14 +202,13 @@ class _Loop:
         return None if record is None else self._lines.of(record, value)
 
     def _take_event(self, message: Any, error: KafkaError) -> None:
-        topic, partition, code = message.topic(), message.partition(), error.code()
-        place = topic, partition
+        topic, partition = place = message.topic(), message.partition()
         if is_end(error):
             # Past the markers of transactions, which are offsets without a message.
             self._at[place] = max(self._at[place], message.offset())
             if self._ends is not None and self._at[place] >= self._ends[place]:
                 self._open.discard(place)
-        elif code in (_NO_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+        elif is_deleted(error):
             log.warning("records were deleted before they were read", extra={"topic": topic, "partition": partition})
             self._at[place] = OFFSET_BEGINNING
             self._must_assign = True
@@ -234,48 +218,6 @@ class _Loop:
             raise refused
         else:
             log.warning("kafka client", extra={"topic": topic, "partition": partition, "error": reason(error)})
-
-    def _check_topics(self) -> None:
-        """Ask whether the topics are those of the beginning: what the library heard may be true no more.
-
-        Raises:
-            PublishError: one is not.
-        """
-        try:
-            now = find_topics(self._admin, list(self._topics))
-        except KafkaException as error:
-            log.warning("topics cannot be looked at", extra={"error": reason(error)})
-            return
-        for name, topic in self._topics.items():
-            if name not in now or now[name].id != topic.id:
-                raise PublishError(f"topic {name} is gone or was made anew: start again")
-        self._ear.heard_of_missing = False
-
-
-class _Ear:
-    """Takes what the library says aside from messages; what it raises comes out of the next read."""
-
-    def __init__(self) -> None:
-        self.heard_of_missing = False
-        self._told_at: float | None = None
-
-    def hear(self, error: KafkaError) -> None:
-        """Take an error.
-
-        Raises:
-            ConfigError: user or password are not accepted any more.
-        """
-        if is_refusal(error):
-            raise ConfigError(
-                f"Kafka does not let us in any more ({reason(error)}): look at --kafka-user and --kafka-password-file"
-            )
-        if is_missing(error):
-            self.heard_of_missing = True
-            return
-        # A broker that is away is told of many times a second.
-        if self._told_at is None or time.monotonic() - self._told_at > _REMIND_S:
-            self._told_at = time.monotonic()
-            log.warning("kafka client", extra={"error": reason(error)})
 
 
 def _of_services(settings: TailSettings) -> dict[str, bool]:
@@ -291,62 +233,17 @@ def _find(
     Raises:
         ConfigError: one is missing, and nothing is to be waited for.
     """
-    waited = False
-    while not stop.is_set():
-        found = find_topics(admin, names)
-        missing = [name for name in names if name not in found]
-        if not missing:
-            return found, waited
-        if not follow:
-            raise ConfigError(
-                f"topic {missing[0]} does not exist: start a worker (stream-app worker), or give its --topic-prefix"
-            )
-        if not waited:
-            log.warning("waiting for topics: a worker makes them", extra={"topics": missing})
-            waited = True
-        stop.wait(_TOPIC_LOOK_S)
-    return None, waited
+    if not follow and (missing := sorted(set(names) - set(find_topics(admin, names)))):
+        raise ConfigError(
+            f"topic {missing[0]} does not exist: start a worker (stream-app worker), or give its --topic-prefix"
+        )
+    return wait_for_topics(admin, names, "a worker", stop)
 
 
-def _starts(admin: AdminClient, places: list[Place], start: str, from_ms: int | None) -> dict[Place, int]:
-    """Return where reading begins; records of windows from *from_ms* on were all written after that time."""
-    if start == "earliest":
-        return _offsets(admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
-    latest = _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-    if from_ms is None:
-        return latest
-    at = _offsets(admin, places, OffsetSpec.for_timestamp(from_ms))
-    # Nothing is written since then: -1.
-    return {place: at[place] if at[place] >= 0 else latest[place] for place in places}
-
-
-def _offsets(admin: AdminClient, places: list[Place], spec: OffsetSpec) -> dict[Place, int]:
-    futures = admin.list_offsets(
-        {TopicPartition(topic, partition): spec for topic, partition in places},
-        isolation_level=IsolationLevel.READ_COMMITTED,
-        request_timeout=CONNECT_TIMEOUT_S,
-    )
-    return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
-
-
-def _consumer(settings: TailSettings, ear: _Ear) -> Consumer:
-    return assigned_consumer(
-        settings.cluster,
-        settings.topics.prefix,
-        **{
-            "auto.offset.reset": "error",
-            "enable.auto.offset.store": False,
-            "enable.partition.eof": True,
-            "queued.max.messages.kbytes": 32_768,
-            # By default a full queue is looked at again after a second, long after it has been emptied.
-            "fetch.queue.backoff.ms": 20,
-            # The topics were seen: one that is missing is not new but gone, which we find out by asking.
-            "topic.metadata.propagation.max.ms": 2_000,
-            # An end is told only with the broker's next answer.
-            **({} if settings.follow else {"fetch.wait.max.ms": 10}),
-            "error_cb": ear.hear,
-        },
-    )
+def _consumer(settings: TailSettings, ear: Ear) -> Consumer:
+    # An end is told only with the broker's next answer.
+    more = {} if settings.follow else {"fetch.wait.max.ms": 10}
+    return committed_consumer(settings.cluster, settings.topics.prefix, ear, **more)
 
 
 def _write(out: BinaryIO, data: bytes) -> bool:

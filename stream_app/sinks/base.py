@@ -38,6 +38,10 @@ class Sink(Protocol):
     def view(self) -> View | None:
         """The view of the records of the last commit, or None when there was none."""
 
+    @property
+    def file_count(self) -> int:
+        """The number of files for users as of the last commit."""
+
     def write(self, records: Sequence[tuple[int, Record]]) -> None:
         """Take records, each with its offset; those of one partition in the order of their offsets."""
 

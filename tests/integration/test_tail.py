@@ -33,8 +33,9 @@ from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import LocalPrometheus
 from stream_app import tail as tail_module
 from stream_app.pipeline import Pipeline
+from stream_app.reading import Ear, start_of
 from stream_app.records import decode_record, record_key
-from stream_app.tail import TailSettings, run_tail, start_of
+from stream_app.tail import TailSettings, run_tail
 from stream_app.tail_display import JsonLines
 from stream_app.tail_filter import Wanted
 from stream_app.view import View
@@ -436,7 +437,7 @@ def test_records_that_retention_takes(
     assert sorted(tailed(settings)) == left
     assert not caplog.records
     # As if the first was still there when we began.
-    ear, out = tail_module._Ear(), io.BytesIO()
+    ear, out = Ear(), io.BytesIO()
     consumer = tail_module._consumer(settings, ear)
     found = find_topics(admin, [topic])
     lines = JsonLines(all_metrics=True, for_terminal=False)

@@ -2,13 +2,15 @@
 
 import json
 import math
+from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestor.core.errors import MalformedMessage
-from stream_app.records import Record, decode_record, record_key
+from stream_app.records import Record, decode_record, decode_records, joined, record_key
 
 FIELDS = {
     "namespace": "prod",
@@ -132,6 +134,71 @@ def test_any_bytes_are_malformed(value):
     """Random bytes never crash a reader."""
     with pytest.raises(MalformedMessage):
         decode_record(value)
+
+
+@pytest.mark.parametrize("name", ["window_start", "window_end", "revision", "samples"])
+def test_numbers_that_no_column_holds_are_malformed(name):
+    """JSON's whole numbers may have 64 bits without a sign; ours have one."""
+    assert decode_record(encoded(**{name: 2**63 - 1}))
+    with pytest.raises(MalformedMessage, match=name):
+        decode_record(encoded(**{name: 2**63}))
+
+
+ONE_VALUE = st.none() | st.binary(max_size=20) | st.sampled_from([encoded(), encoded()[:-1], encoded() + b" ", b"[1]"])
+CHANGED = st.builds(
+    lambda changed, left_out: json.dumps({k: v for k, v in (FIELDS | changed).items() if k != left_out}).encode(),
+    st.dictionaries(
+        st.sampled_from([*FIELDS, "incomplete", "other"]),
+        st.sampled_from([*JSON_VALUES, 2**63, "x", ["up"]]),
+        max_size=1,
+    ),
+    st.sampled_from([None] * 20 + [*FIELDS]),
+)
+WITH_METRICS = st.builds(
+    lambda metrics, pod, start: encoded(metrics=metrics, pod=pod, window_start=start),
+    st.dictionaries(
+        st.sampled_from(["a", "b", "c", "d"]),
+        st.sampled_from([None, "+Inf", "-Inf", -0.0, 0, 1, 2**64 - 1, -(2**70), 1e400, 0.1, 5e-324])
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.sampled_from([True, "NaN", [], {}]),
+    ),
+    st.sampled_from([None, "", "a", "b"]),
+    st.integers(-(2**63), 2**64 - 1),
+)
+
+
+@given(st.lists(ONE_VALUE | CHANGED | WITH_METRICS, max_size=40), st.integers(1, 5), st.integers(1, 3))
+@settings(max_examples=150, deadline=None)
+def test_many_at_once_are_read_as_one_by_one(values, times, pieces):
+    """Columns have the rows, and tell the faults, that `decode_record` has, whatever stands beside a message."""
+    values = values * times * 4
+    cuts = [len(values) * piece // pieces for piece in range(pieces + 1)]
+    parts, faults = [], []
+    for first, last in pairwise(cuts):
+        records, malformed = decode_records(values[first:last], range(first + 100, last + 100))
+        parts.append(records)
+        faults += [(first + place, str(error)) for place, error in malformed]
+    records = joined(parts)
+    expected, wrong = [], []
+    for place, value in enumerate(values):
+        try:
+            expected.append((place + 100, decode_record(value)))
+        except MalformedMessage as error:
+            wrong.append((place, str(error)))
+    # NaN is not equal to itself, but it is spelled as itself.
+    assert repr([(int(records.offset[i]), records.record(i)) for i in range(len(records))]) == repr(expected)
+    assert faults == wrong
+    # Any rows, in any order.
+    order = np.array([*range(1, len(expected), 2), *range(0, len(expected), 2)], np.int64)
+    taken, middle = records.take(order), records[len(expected) // 3 : 2 * len(expected) // 3]
+    assert repr([taken.record(i) for i in range(len(taken))]) == repr([expected[i][1] for i in order])
+    assert repr([middle.record(i) for i in range(len(middle))]) == repr(
+        [record for _, record in expected[len(expected) // 3 : 2 * len(expected) // 3]]
+    )
+    cells, present = records.matrix(["d", "nowhere", "a"])
+    dense = [[record.metrics.get(name) for name in ("d", "nowhere", "a")] for _, record in expected]
+    assert present.tolist() == [[value is not None for value in row] for row in dense]
+    assert repr(cells.tolist()) == repr([[math.nan if value is None else value for value in row] for row in dense])
 
 
 def test_keys():
