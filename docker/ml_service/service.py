@@ -16,13 +16,14 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import detector
 from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
-from stream_app.consumer import PodConsumer, Window
 
 from ingestor.core.errors import IngestorError
+from stream_app.consumer import PodConsumer, Window
 
 VERSION = 1
 COMMIT_EVERY_S = 1.0
@@ -34,7 +35,8 @@ class Service:
     """What is normal for each service, and which pods were seen."""
 
     def __init__(self, threshold: float) -> None:
-        self._normals = defaultdict[tuple[str, str], detector.Normal](partial(detector.Normal, threshold))
+        self._threshold = threshold
+        self._models = defaultdict[tuple[str, str], detector.LargestDeviation](detector.LargestDeviation)
         self._seen_ms: dict[str, int] = {}
         self._ill: set[str] = set()
         self._forget_at_ms = 0
@@ -42,13 +44,13 @@ class Service:
     def judge(self, window: Window) -> detector.Verdict:
         """Judge a window by what its service was like until now; learn it, and a new pod's history before it."""
         features = detector.features(window.frame()).to_dict("records")
-        normal = self._normals[window.namespace, window.service]
+        model = self._models[window.namespace, window.service]
         if window.id not in self._seen_ms:
             for values in features[:-1]:
-                normal.learn(values)
+                model.learn_one(values)
         self._seen_ms[window.id] = window.record.window_start_ms
         self._forget(window.record.window_start_ms)
-        return normal.judge(features[-1])
+        return detector.judge(model, features[-1], self._threshold)
 
     def news(self, window: Window, verdict: detector.Verdict) -> str | None:
         """Return a line for people where a pod falls ill or recovers."""
@@ -99,8 +101,8 @@ def serve(arguments: argparse.Namespace) -> None:
     judged and published once more, none is left out.
     """
     topic = f"{arguments.topic_prefix}.anomalies"
-    make_topic(arguments.bootstrap_servers, topic)
-    producer = Producer({"bootstrap.servers": arguments.bootstrap_servers, "enable.idempotence": True, "linger.ms": 20})
+    # Only what is fatal is printed by the library itself.
+    kafka = {"bootstrap.servers": arguments.bootstrap_servers, "log_level": 2}
     service = Service(arguments.threshold)
     with PodConsumer(
         arguments.bootstrap_servers,
@@ -114,6 +116,8 @@ def serve(arguments: argparse.Namespace) -> None:
         group=arguments.group,
         auto_commit=False,
     ) as pods:
+        make_topic(kafka, topic)
+        producer = Producer({**kafka, "enable.idempotence": True, "linger.ms": 20})
         committed_s = time.monotonic()
         for window in pods:
             verdict = service.judge(window)
@@ -132,9 +136,10 @@ def refuse_loss(error: KafkaError | None, _: object) -> None:
         raise KafkaException(error)
 
 
-def make_topic(bootstrap_servers: str, topic: str) -> None:
+def make_topic(kafka: dict[str, Any], topic: str) -> None:
     """Make the topic if it is missing, as the broker's defaults want it."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    # It has a name, or it would be gone before it has answered.
+    admin = AdminClient(kafka)
     made = admin.create_topics([NewTopic(topic, num_partitions=-1, replication_factor=-1)])
     try:
         made[topic].result()
