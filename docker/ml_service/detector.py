@@ -28,6 +28,9 @@ STILL = 0.01
 IQR_OF_NORMAL = 1.349
 """The distance of a normal distribution's quartiles, in standard deviations."""
 
+GROWN = ("increase", "rate")
+"""How methods' names end whose values are growth already: ``mean-counters-rate``, ``sum-of-increase``."""
+
 MAX_REASONS = 3
 
 
@@ -51,18 +54,19 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
 
-def features(history: pd.DataFrame) -> pd.DataFrame:
+def features(history: pd.DataFrame, method: str) -> pd.DataFrame:
     """Return what a model can compare: gauges as they are, counters as their growth a second since the row before.
 
     Args:
         history: one pod's windows in time order; a DatetimeIndex, a column a metric.
+        method: what made them, as records name it.
 
     Returns:
         The same shape. A counter that falls was reset, and has grown from zero. NaN where there is nothing
         to tell: no value, or none before.
     """
     counters = [name for name in history.columns if name.partition("{")[0].endswith(COUNTER_ENDINGS)]
-    if not counters:
+    if not counters or method.endswith(GROWN):
         return history
     seconds = history.index.to_series().diff().dt.total_seconds()
     grown = history[counters].diff()

@@ -43,7 +43,7 @@ class Service:
 
     def judge(self, window: Window) -> detector.Verdict:
         """Judge a window by what its service was like until now; learn it, and a new pod's history before it."""
-        features = detector.features(window.frame()).to_dict("records")
+        features = detector.features(window.frame(), window.record.method).to_dict("records")
         model = self._models[window.namespace, window.service]
         if window.id not in self._seen_ms:
             for values in features[:-1]:

@@ -32,10 +32,12 @@ def test_counters_become_rates_and_resets_begin_at_zero() -> None:
         {"requests_total": [60.0, 180.0, 30.0, np.nan], 'hits_total{code="500"}': [1.0, 1.0, 7.0, 7.0], "queue": 5.0},
         index=TIMES,
     )
-    found = detector.features(history)
+    found = detector.features(history, "mean")
     np.testing.assert_array_equal(found["requests_total"], [np.nan, 2.0, 0.5, np.nan])
     np.testing.assert_array_equal(found['hits_total{code="500"}'], [np.nan, 0.0, 0.1, 0.0])
     np.testing.assert_array_equal(found["queue"], [5.0] * 4)
+    for method in ("mean-counters-rate", "sum-of-increase"):
+        pd.testing.assert_frame_equal(detector.features(history, method), history)
 
 
 def test_an_outlier_is_found_and_named() -> None:
