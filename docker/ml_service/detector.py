@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from river.base import AnomalyDetector
 from river.stats import RollingIQR, RollingQuantile
@@ -65,13 +66,14 @@ def features(history: pd.DataFrame, method: str) -> pd.DataFrame:
         The same shape. A counter that falls was reset, and has grown from zero. NaN where there is nothing
         to tell: no value, or none before.
     """
-    counters = [name for name in history.columns if name.partition("{")[0].endswith(COUNTER_ENDINGS)]
-    if not counters or method.endswith(GROWN):
+    is_counter = np.array([name.partition("{")[0].endswith(COUNTER_ENDINGS) for name in history.columns], bool)
+    if method.endswith(GROWN) or not is_counter.any():
         return history
-    seconds = history.index.to_series().diff().dt.total_seconds()
-    grown = history[counters].diff()
-    grown = grown.where(~(grown < 0), history[counters])
-    return history.assign(**grown.div(seconds, axis=0))
+    values, counted = history.to_numpy(copy=True), history.to_numpy()[:, is_counter]
+    grown, seconds = np.diff(counted, axis=0), np.diff(history.index.to_numpy()) / np.timedelta64(1, "s")
+    values[:1, is_counter] = np.nan
+    values[1:, is_counter] = np.where(grown < 0, counted[1:], grown) / seconds[:, np.newaxis]
+    return pd.DataFrame(values, history.index, history.columns)
 
 
 class _Metric:

@@ -43,14 +43,17 @@ class Service:
 
     def judge(self, window: Window) -> detector.Verdict:
         """Judge a window by what its service was like until now; learn it, and a new pod's history before it."""
-        features = detector.features(window.frame(), window.record.method).to_dict("records")
-        model = self._models[window.namespace, window.service]
+        model, history = self._models[window.namespace, window.service], window.frame()
+        if window.id in self._seen_ms:
+            history = history.tail(2)
+        features = detector.features(history, window.record.method)
+        rows = [dict(zip(features.columns, row, strict=True)) for row in features.to_numpy().tolist()]
         if window.id not in self._seen_ms:
-            for values in features[:-1]:
+            for values in rows[:-1]:
                 model.learn_one(values)
         self._seen_ms[window.id] = window.record.window_start_ms
         self._forget(window.record.window_start_ms)
-        return detector.judge(model, features[-1], self._threshold)
+        return detector.judge(model, rows[-1], self._threshold)
 
     def news(self, window: Window, verdict: detector.Verdict) -> str | None:
         """Return a line for people where a pod falls ill or recovers."""
