@@ -88,7 +88,7 @@ def reason(error: KafkaException | KafkaError) -> str:
 
 
 def when_settled(ask: Callable[[], _Answer]) -> _Answer:
-    """Ask until a group's coordinator is ready, or has not been for 30 s.
+    """Ask until a group's coordinator and all partitions' leaders are ready, or have not been for 30 s.
 
     Raises:
         KafkaException: what came last.
@@ -104,11 +104,13 @@ def when_settled(ask: Callable[[], _Answer]) -> _Answer:
 
 
 def _is_settling(error: KafkaException) -> bool:
-    """Tell whether a group's coordinator is only not ready yet, as just after the broker's start."""
+    """Tell whether a broker is only not ready yet, as just after its start, or after a topic was made."""
     return error.args[0].code() in (
         KafkaError.NOT_COORDINATOR,
         KafkaError.COORDINATOR_NOT_AVAILABLE,
         KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+        KafkaError.NOT_LEADER_FOR_PARTITION,
+        KafkaError.LEADER_NOT_AVAILABLE,
     )
 
 
@@ -440,10 +442,14 @@ def _high_watermark(cluster: Cluster, topic: str, partition: int) -> int:
     """Return the offset behind the last message, committed or not."""
     admin = AdminClient(client_config(cluster))
     at, latest = TopicPartition(topic, partition), OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    futures = admin.list_offsets(
-        {at: latest}, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CONNECT_TIMEOUT_S
-    )
-    return int(futures[at].result().offset)
+
+    def ask() -> int:
+        futures = admin.list_offsets(
+            {at: latest}, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CONNECT_TIMEOUT_S
+        )
+        return int(futures[at].result().offset)
+
+    return when_settled(ask)
 
 
 def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:

@@ -190,7 +190,7 @@ class Records:
         values = np.full((len(self), len(metrics)), np.nan)
         present = np.zeros(values.shape, bool)
         column_of = {name: column for column, name in enumerate(metrics)}
-        for number in np.unique(self.layout).tolist():
+        for number in set(self.layout.tolist()):
             names = self.layouts[number]
             rows = np.flatnonzero(self.layout == number)
             mine = self.values[self.bounds[rows][:, None] + np.arange(len(names))]
