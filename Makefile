@@ -48,7 +48,9 @@ lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that p
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra local --constraint requirements-dev.lock \
 		--output-file requirements.lock <<< "$$build"; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra app --constraint requirements-dev.lock \
-		--output-file requirements-docker.lock <<< "$$build"
+		--output-file requirements-docker.lock <<< "$$build"; \
+	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml docker/ml_service/requirements.in - \
+		--constraint requirements-dev.lock --output-file docker/ml_service/requirements.lock <<< "$$build"
 
 clean: ## remove .venv and what the tools have left in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -6,8 +6,10 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import orjson
 import requests
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tables import Table
@@ -57,6 +59,18 @@ class Published:
     history_samples: int
     history_s: float
     """From the first message with samples of the history to the last record of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What an ML service said of pods' windows."""
+
+    last_ms: int = 0
+    """Start of the latest window."""
+    pods: frozenset[str] = frozenset()
+    """Who was found ill."""
+    times: int = 0
+    """How often one fell ill."""
 
 
 class DoubledError(Exception):
@@ -173,6 +187,21 @@ def records_until(cluster: Cluster, end_ms: int, history_end_ms: int) -> Publish
             history_samples += record.samples
             last_ms = max(last_ms, written_ms)
     return Published(samples, len(seen), history_samples, max(last_ms - first_ms, 1) / 1000)
+
+
+def judged(cluster: Cluster) -> Judged:
+    """Return what the ML service has published by now."""
+    topic = f"{Topics().prefix}.anomalies"
+    verdicts: dict[tuple[str, int], bool] = {}
+    if topic in partition_counts(connect(cluster)):
+        for message in _committed_messages(cluster, (topic,)):
+            score = orjson.loads(message.value() or b"")
+            # After a crash some come twice: the later one counts.
+            verdicts[score["pod"], score["window_start"]] = score["anomalous"]
+    in_order = sorted(verdicts.items())
+    ill = {pod for (pod, _), is_ill in in_order if is_ill}
+    begins = sum(is_ill and not was_ill for (_, was_ill), (_, is_ill) in pairwise([(("", 0), False), *in_order]))
+    return Judged(max((start_ms for _, start_ms in verdicts), default=0), frozenset(ill), begins)
 
 
 def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Message]:

@@ -55,6 +55,12 @@ HISTORY_TIMEOUT_S = 90.0
 LIVE_TIMEOUT_S = 60.0
 """Two windows of 10 s, the wait for late scrapes, and the polls: 30 to 40 s."""
 
+MODEL_TIMEOUT_S = 60.0
+"""Six hours of three pods take some seconds."""
+
+WATCHED_SERVICE = "cart"
+"""Whose normal the ML service learns: the demo need not wait for the others."""
+
 LOOK_EVERY_S = 0.1
 LIVE_LOOK_EVERY_S = 0.5
 
@@ -213,6 +219,7 @@ def run(folder: Path, *, live: bool) -> None:
             history_s = wait_for_history(running, steps)
             wait_for_live_windows(running, steps)
             published = verify(running, steps)
+            wait_for_model(running, steps)
             show_files(running)
             show_speed(published, history_s)
             show_next_steps()
@@ -247,9 +254,9 @@ def start(folder: Path, scratch: Path, stack: contextlib.ExitStack, steps: Steps
     started_s, live_start_ms = time.monotonic(), time.time_ns() // 1_000_000
     children = {"the exporter": exporter}
     for name, log, arguments in pipeline_commands(prometheus.url, kafka.cluster, folder):
-        child = Child([sys.executable, "-m", *arguments], log_path=logs / log, env=clean_environment())
+        child = Child([sys.executable, *arguments], log_path=logs / log, env=clean_environment())
         children[name] = stack.enter_context(child)
-    steps.done("ingestor, worker and file writer are started: one job for history and live")
+    steps.done("ingestor, worker, file writer and an ML service are started: one job for history and live")
     return Running(folder, prometheus.url, kafka.cluster, children, started_s, history_start_ms, live_start_ms)
 
 
@@ -291,18 +298,27 @@ def scrape_config(target: str) -> dict[str, Any]:
 
 
 def pipeline_commands(url: str, cluster: Cluster, folder: Path) -> list[tuple[str, str, list[str]]]:
-    """Return what runs as name, log file, and arguments of Python's ``-m``."""
+    """Return what runs as name, log file, and arguments of Python."""
     kafka = cluster_arguments(cluster)
     window = ["--chunk-size", str(CHUNK_SIZE), "--method", "mean"]
     since = ["--start", f"{HISTORY_HOURS}h", "--settle", "5s", "--poll-interval", "2s"]
     return [
-        ("the ingestor", "ingestor.log", ["ingestor", "run", "--url", url, *kafka, *since]),
+        ("the ingestor", "ingestor.log", ["-m", "ingestor", "run", "--url", url, *kafka, *since]),
         (
             "the worker",
             "worker.log",
-            ["stream_app", "worker", *kafka, *window, "--slot", "0", "--web-listen-address", "none"],
+            ["-m", "stream_app", "worker", *kafka, *window, "--slot", "0", "--web-listen-address", "none"],
         ),
-        ("the file writer", "files.log", ["stream_app", "files", *kafka, "--storage", str(folder), "--format", "csv"]),
+        ("the file writer", "files.log", ["-m", "stream_app", "files", *kafka, "--storage", str(folder)]),
+        (
+            "the ML service",
+            "ml-service.log",
+            [
+                str(DEMO.parent / "ml_service" / "service.py"),
+                *("--bootstrap-servers", cluster.bootstrap_servers, "--start", "earliest"),
+                *("--namespace", "shop", "--service", WATCHED_SERVICE),
+            ],
+        ),
     ]
 
 
@@ -384,6 +400,27 @@ def verify(running: Running, steps: Steps) -> check.Published:
         raise DemoError(f"{len(different)} of {len(cells)} cells differ: {different[0]}", *children)
     steps.done(f"checked: {len(cells)} cells equal Prometheus' own samples")
     return published
+
+
+def wait_for_model(running: Running, steps: Steps) -> None:
+    """Wait until the ML service has judged the first live window, and look whom it has found.
+
+    Raises:
+        DemoError: it has not found the pod that falls ill, or has found another.
+    """
+    judged = check.Judged()
+
+    def arrived() -> bool:
+        nonlocal judged
+        judged = check.judged(running.cluster)
+        return judged.last_ms >= running.first_live_window_ms
+
+    with steps.waiting("the ML service is judging the history ..."):
+        wait_until(arrived, MODEL_TIMEOUT_S, "the ML service has not judged the live window", running)
+    if judged.pods != {metrics.SICK_POD}:
+        found = ", ".join(sorted(judged.pods)) or "nobody"
+        raise DemoError(f"the ML service has found {found}, not {metrics.SICK_POD}", *running.children.values())
+    steps.done(f"the ML service found {metrics.SICK_POD} ill, {judged.times} times; logs/ml-service.log says why")
 
 
 class Steps:

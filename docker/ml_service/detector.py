@@ -6,17 +6,19 @@ Pure: frames in, verdicts out.
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from river.base import AnomalyDetector
-from river.stats import EWMean, EWVar
+from river.stats import RollingIQR, RollingQuantile
 
 COUNTER_ENDINGS = ("_total", "_count", "_sum", "_bucket")
 
-FADING = 0.01
-"""The weight of the newest value: a service of three pods has half forgotten what was 25 windows ago."""
+WINDOW_VALUES = 300
+"""What is normal is what the last values were: of a service with three pods, those of 100 windows."""
 
 GRACE_VALUES = 60
 """A metric is judged once so many of its values were learned."""
@@ -24,8 +26,11 @@ GRACE_VALUES = 60
 STILL = 0.01
 """A deviation is at least this share of the normal value: a metric that stood still may change a little."""
 
-NEW_NORMAL = 60
-"""So many anomalous windows of a service in a row are its new normal."""
+IQR_OF_NORMAL = 1.349
+"""The distance of a normal distribution's quartiles, in standard deviations."""
+
+GROWN = ("increase", "rate")
+"""How methods' names end whose values are growth already: ``mean-counters-rate``, ``sum-of-increase``."""
 
 MAX_REASONS = 3
 
@@ -50,46 +55,47 @@ class Verdict:
     reasons: tuple[Reason, ...]
 
 
-def features(history: pd.DataFrame) -> pd.DataFrame:
+def features(history: pd.DataFrame, method: str) -> pd.DataFrame:
     """Return what a model can compare: gauges as they are, counters as their growth a second since the row before.
 
     Args:
         history: one pod's windows in time order; a DatetimeIndex, a column a metric.
+        method: what made them, as records name it.
 
     Returns:
         The same shape. A counter that falls was reset, and has grown from zero. NaN where there is nothing
         to tell: no value, or none before.
     """
-    counters = [name for name in history.columns if name.partition("{")[0].endswith(COUNTER_ENDINGS)]
-    if not counters:
+    is_counter = np.array([name.partition("{")[0].endswith(COUNTER_ENDINGS) for name in history.columns], bool)
+    if method.endswith(GROWN) or not is_counter.any():
         return history
-    seconds = history.index.to_series().diff().dt.total_seconds()
-    grown = history[counters].diff()
-    grown = grown.where(~(grown < 0), history[counters])
-    return history.assign(**grown.div(seconds, axis=0))
+    values, counted = history.to_numpy(copy=True), history.to_numpy()[:, is_counter]
+    grown, seconds = np.diff(counted, axis=0), np.diff(history.index.to_numpy()) / np.timedelta64(1, "s")
+    values[:1, is_counter] = np.nan
+    values[1:, is_counter] = np.where(grown < 0, counted[1:], grown) / seconds[:, np.newaxis]
+    return pd.DataFrame(values, history.index, history.columns)
 
 
-@dataclass(slots=True)
 class _Metric:
-    """One metric's past, as distances from its first value: squares of large numbers would lose their digits."""
+    """One metric's last values. Quartiles do not care about a few that are far off: ill pods may be learned, too."""
 
-    origin: float
-    count: int = 0
-    mean: EWMean = field(default_factory=lambda: EWMean(FADING))
-    variance: EWVar = field(default_factory=lambda: EWVar(FADING))
+    def __init__(self) -> None:
+        self._count = 0
+        self._middle = RollingQuantile(0.5, WINDOW_VALUES)
+        self._spread = RollingIQR(WINDOW_VALUES)
 
     def learn(self, value: float) -> None:
-        self.count += 1
-        self.mean.update(value - self.origin)
-        self.variance.update(value - self.origin)
+        self._count += 1
+        self._middle.update(value)
+        self._spread.update(value)
 
     def judge(self, name: str, value: float) -> Reason:
-        change = value - self.origin - self.mean.get()
-        normal = value - change
-        scale = max(math.sqrt(max(self.variance.get(), 0.0)), STILL * abs(normal))
-        # What was always zero has no scale: the first other value is learned.
-        is_known = self.count >= GRACE_VALUES and scale > 0
-        return Reason(name, value, normal, change / scale if is_known else 0.0)
+        if self._count < GRACE_VALUES:
+            return Reason(name, value, value, 0.0)
+        normal = self._middle.get()
+        scale = max(self._spread.get() / IQR_OF_NORMAL, STILL * abs(normal))
+        # What was always zero has no scale: the first other values are learned.
+        return Reason(name, value, normal, (value - normal) / scale if scale else 0.0)
 
 
 class LargestDeviation(AnomalyDetector):
@@ -100,12 +106,12 @@ class LargestDeviation(AnomalyDetector):
     """
 
     def __init__(self) -> None:
-        self._metrics: dict[str, _Metric] = {}
+        self._metrics: defaultdict[str, _Metric] = defaultdict(_Metric)
 
     def learn_one(self, x: Mapping[str, float]) -> None:
         for name, value in x.items():
             if math.isfinite(value):
-                self._metrics.setdefault(name, _Metric(value)).learn(value)
+                self._metrics[name].learn(value)
 
     def score_one(self, x: Mapping[str, float]) -> float:
         return max((abs(reason.deviation) for reason in self.reasons(x)), default=0.0)
@@ -117,24 +123,10 @@ class LargestDeviation(AnomalyDetector):
         return sorted(found, key=lambda reason: -abs(reason.deviation))
 
 
-class Normal:
-    """What one service's pods mostly show."""
-
-    def __init__(self, threshold: float) -> None:
-        self._threshold = threshold
-        self._model = LargestDeviation()
-        self._anomalous_in_a_row = 0
-
-    def learn(self, values: Mapping[str, float]) -> None:
-        """Take values for normal."""
-        self._model.learn_one(values)
-
-    def judge(self, values: Mapping[str, float]) -> Verdict:
-        """Compare a window with the normal, and learn it unless it is an anomaly."""
-        score = self._model.score_one(values)
-        is_anomalous = score >= self._threshold
-        reasons = self._model.reasons(values)[:MAX_REASONS] if is_anomalous else []
-        self._anomalous_in_a_row = self._anomalous_in_a_row + 1 if is_anomalous else 0
-        if not is_anomalous or self._anomalous_in_a_row > NEW_NORMAL:
-            self.learn(values)
-        return Verdict(score, is_anomalous, tuple(reason for reason in reasons if abs(reason.deviation) > 1))
+def judge(model: LargestDeviation, values: Mapping[str, float], threshold: float) -> Verdict:
+    """Compare a window with what a service's pods mostly show, and learn it."""
+    score = model.score_one(values)
+    is_anomalous = score >= threshold
+    reasons = [r for r in model.reasons(values) if abs(r.deviation) >= threshold] if is_anomalous else []
+    model.learn_one(values)
+    return Verdict(score, is_anomalous, tuple(reasons[:MAX_REASONS]))

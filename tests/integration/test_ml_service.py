@@ -1,0 +1,111 @@
+"""The example ML service, on the demo's own history: Prometheus, poller, worker, and what it publishes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import programs
+import pytest
+import records
+from commands import ingestor, run, view_of, wait_until_windowed, worker
+
+from ingestor.core.time_range import iso
+from ingestor.kafka import connect, partition_counts, read_to_end
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus, create_blocks
+from ingestor.options import cluster_arguments
+from stream_app.view import View
+
+_DEMO = programs.modules("demo")
+metrics, history = _DEMO["metrics"], _DEMO["history"]
+
+MINUTE_MS = 60_000
+START_MS = 1_795_435_200_000
+END_MS = START_MS + 100 * MINUTE_MS
+
+
+@pytest.fixture(scope="module")
+def windowed(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> View:
+    """Means of a minute of the demo's pods, in Kafka."""
+    folder = tmp_path_factory.mktemp("ml")
+    with (folder / "history.om").open("w") as file:
+        history.write_history(file, START_MS, END_MS, interval_ms=15_000)
+    server = LocalPrometheus(folder)
+    create_blocks(folder / "history.om", server.data_dir)
+    view = view_of("ml", "1m", "mean")
+    when = ["--start", iso(START_MS), "--end", iso(END_MS)]
+    where = ["--topic-prefix", "ml", *cluster_arguments(kafka.cluster)]
+    with server, worker(kafka, view, folder / "worker.log") as child:
+        run(ingestor("backfill", "--url", server.url, *when, *where))
+        wait_until_windowed(kafka, view, child)
+    return view
+
+
+def service(kafka: LocalKafka, log: Path, *more: str) -> Child:
+    command = [sys.executable, str(programs.DOCKER / "ml_service" / "service.py"), "--topic-prefix", "ml"]
+    return Child([*command, "--bootstrap-servers", kafka.bootstrap_servers, *more], log_path=log)
+
+
+def scores(kafka: LocalKafka) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Return what is published, by pod and window."""
+    found: dict[tuple[str, int], list[dict[str, Any]]] = defaultdict(list)
+    for partition in range(partition_counts(connect(kafka.cluster)).get("ml.anomalies", 0)):
+        for message in read_to_end(kafka.cluster, "ml.anomalies", partition):
+            score = json.loads(message.value())
+            assert message.key() == f"{score['namespace']}/{score['pod']}".encode()
+            found[score["pod"], score["window_start"]].append(score)
+    return found
+
+
+def windows(kafka: LocalKafka, view: View) -> set[tuple[str, int]]:
+    return {(r.pod, r.window_start_ms) for r in records.read(kafka.cluster, view.topics.pods)}
+
+
+def wait_until_scored(kafka: LocalKafka, expected: set[tuple[str, int]], child: Child) -> None:
+    deadline = time.monotonic() + 60
+    while scores(kafka).keys() != expected:
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+        time.sleep(0.3)
+
+
+def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, windowed: View, tmp_path: Path) -> None:
+    """Each window of the demo's sick pod is an anomaly while it is ill, with its queue as the reason, and none else is.
+
+    Killed on its way and started again, the service scores every window all the same.
+    """
+    expected = windows(kafka, windowed)
+    flags = ["--start", "earliest", "--group", "ml.anomalies"]
+    with service(kafka, tmp_path / "first.log", *flags) as first:
+        deadline = time.monotonic() + 60
+        while len(scores(kafka)) < 100:
+            assert first.poll() is None, first.log_tail()
+            assert time.monotonic() < deadline, first.log_tail()
+            time.sleep(0.05)
+        first.kill()
+    with service(kafka, tmp_path / "second.log", *flags) as second:
+        wait_until_scored(kafka, expected, second)
+        assert second.stop() == 0, second.log_tail()
+    found = {where: published[-1] for where, published in scores(kafka).items()}
+    warm_ms = START_MS + 40 * MINUTE_MS
+    ill = {
+        (metrics.SICK_POD, start_ms)
+        for start_ms in range(warm_ms, END_MS, MINUTE_MS)
+        if metrics.is_sick(metrics.SICK_POD, start_ms)
+    }
+    assert len(ill) == 9
+    assert {where for where, score in found.items() if score["anomalous"] and where[1] >= warm_ms} == ill
+    assert all([reason["metric"] for reason in found[where]["reasons"]] == ["queue_depth"] for where in ill)
+    assert f"shop/{metrics.SICK_POD} is not as its service mostly is: queue_depth" in second.log_tail(1000)
+
+
+def test_no_broker_is_told(tmp_path: Path) -> None:
+    command = [sys.executable, str(programs.DOCKER / "ml_service" / "service.py"), "--bootstrap-servers", "127.0.0.1:1"]
+    done = run(command, code=2)
+    assert done.stderr.splitlines()[-1].startswith("error: no Kafka broker answers at 127.0.0.1:1")
