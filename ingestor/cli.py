@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
-import os
 import sys
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     from ingestor.sources.http import HttpSettings
 
 log = logging.getLogger(__name__)
-
-_M_MMAP_THRESHOLD = -3
-"""Source: glibc's malloc.h."""
 
 
 @click.group(cls=SpelledGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -232,16 +227,6 @@ def _display(settings: PollerSettings, *, as_json: bool) -> Any:
     return progress.display(settings.command, presence(as_json=as_json))
 
 
-def _give_memory_back() -> None:
-    """Keep no memory that is free: a backfill's peak is 370 MB then, not 430."""
-    # Arrow's own pools keep what they had at their peak. Read when pyarrow is loaded.
-    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    with suppress(OSError, AttributeError):
-        # glibc learns to keep blocks of up to 32 MB, unless it is told from where on they are mapped.
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1_000_000)
-
-
 def main() -> None:
     """Run the console script."""
-    _give_memory_back()
     run(cli, "INGESTOR")

@@ -305,7 +305,8 @@ def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> 
         weight = rank - lower
         if np.isnan(part[n - 1]):
             out[run] = np.nan
-        elif weight == 0.0:
+        elif weight == 0.0 or part[lower] == part[lower + 1]:
+            # The weights of equal values would add up to the value but for its last digit.
             out[run] = part[lower]
         else:
             out[run] = part[lower] * (1.0 - weight) + part[lower + 1] * weight

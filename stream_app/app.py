@@ -173,6 +173,7 @@ class Worker:
             broker_max_poll_interval=1e6,
         )
         app.listener = settings.listener
+        app.before_nameless_join = self._refuse_second_turn
         app.transport = Transport(app.conf.broker_consumer, app)
         chunks = app.topic(
             self._view.topics.range_chunks,
@@ -201,16 +202,6 @@ class Worker:
                 self._pipelines.clear()
                 self._superseded.clear()
                 self._telemetry.revoked()
-            if self._member_id and not member_id(app) and not self._stopping:
-                # Put out of the group: this worker stood still, or its slot has another holder. If it
-                # joined again, it would put that one out in turn, and so on for as long as nothing is written.
-                try:
-                    await _in_thread(self._transactions.refuse_other_holder, self._member_id)
-                except IngestorError as error:
-                    self._fail(error)
-            if self._stopping and settings.slot is not None:
-                # It joins when this returns.
-                await asyncio.Event().wait()
 
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]
         async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:
@@ -219,6 +210,22 @@ class Worker:
             self._shared_out.set()
 
         return app
+
+    async def _refuse_second_turn(self) -> None:
+        """See that a slot which the group has put out does not put its new holder out in turn, and so on for ever.
+
+        It was put out because it stood still, or because its slot has another holder. Called in the consumer's thread.
+        """
+        if self._settings.slot is None or not self._member_id:
+            return
+        try:
+            await _in_thread(self._transactions.refuse_other_holder, self._member_id)
+        except IngestorError as error:
+            self._loop.call_soon_threadsafe(self._fail, error)
+            self._stopping = True
+        if self._stopping:
+            # It joins when this returns.
+            await asyncio.Event().wait()
 
     def _fail(self, error: Exception) -> None:
         """End the worker: nothing further is handled, and `run` raises *error*."""
@@ -296,12 +303,13 @@ class Worker:
             raise NewerVersion(f"{topic} partition {partition} offset {offset}: {error}") from error
         except MalformedMessage as error:
             self._telemetry.failed(error)
+            header = wire.header_of(headers)
+            marked = "" if header is None else ", and its windows are marked incomplete"
             # A traceback of the decoder says nothing more.
             log.error(  # noqa: TRY400
-                "a message cannot be read; it goes to the dead letters, and its windows are marked incomplete",
+                f"a message cannot be read; it goes to the dead letters{marked}",  # noqa: G004 - once a bad message
                 extra={"topic": topic, "partition": partition, "offset": offset, "error": str(error)},
             )
-            header = wire.header_of(headers)
             letter = dead_letter(
                 self._view.topics.dead_letters,
                 message.key,
@@ -342,10 +350,12 @@ class Worker:
             return False
         pipeline.committed = emission.offset
         self._telemetry.committed(emission, began)
-        log.info(
-            "windows emitted",
-            extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
-        )
+        # A dead letter was told of when it was found.
+        if not any(output.reason for output in emission.outputs):
+            log.info(
+                "windows emitted",
+                extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
+            )
         return True
 
     async def _look_at_ends(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import re
@@ -192,9 +193,70 @@ storage_option = click.option(
     help="The folder that the files are written to.",
 )
 
-format_option = click.option(
-    "--format", "file_format", type=click.Choice(["csv"]), default="csv", show_default=True, help="The files' format."
-)
+
+def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the files' format and how CSV looks; the function gets *file_format*, *style* and *drop*."""
+
+    @functools.wraps(function)
+    def with_looks(
+        *, absent: str, time_format: str, drop_empty_columns: bool, drop_zero_columns: bool, **flags: Any
+    ) -> Any:
+        from stream_app.sinks.csv_style import CsvStyle  # noqa: PLC0415
+
+        dropped = {"empty": drop_empty_columns, "zero": drop_zero_columns}
+        drop = frozenset(which for which, is_asked in dropped.items() if is_asked)
+        return function(style=CsvStyle(absent, time_format), drop=drop, **flags)
+
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "--format",
+            "file_format",
+            type=click.Choice(["csv", "parquet"]),
+            default="csv",
+            show_default=True,
+            help="The files' format.",
+        ),
+        click.option(
+            "--missing",
+            "absent",
+            type=typed("empty|nan|number", _absent),
+            default="empty",
+            show_default=True,
+            help="What stands in CSV where a metric has no samples.",
+        ),
+        click.option(
+            "--time-format",
+            type=click.Choice(["iso", "epoch-s", "epoch-ms"]),
+            default="iso",
+            show_default=True,
+            help="Times in CSV: ISO 8601 in UTC, or seconds or milliseconds since 1970.",
+        ),
+        click.option(
+            "--drop-empty-columns",
+            is_flag=True,
+            help="At the end, leave out CSV columns without any value, or with NaN only.",
+        ),
+        click.option(
+            "--drop-zero-columns",
+            is_flag=True,
+            help="At the end, leave out CSV columns whose values are all 0.",
+        ),
+    ]
+    for option in reversed(options):
+        with_looks = option(with_looks)
+    return with_looks
+
+
+def _absent(text: str) -> str:
+    from stream_app.sinks.csv_style import absent_text  # noqa: PLC0415
+
+    return absent_text(text)
+
+
+def _start(text: str) -> Any:
+    from stream_app.sink_loop import Start  # noqa: PLC0415
+
+    return Start.parse(text, time.time_ns() // 1_000_000)
 
 
 def _address_or_none(text: str) -> tuple[str, int] | None:
@@ -259,9 +321,16 @@ def worker(**flags: Any) -> None:
 
 @cli.command()
 @storage_option
-@format_option
+@looks_options
 @group_by_option
 @chosen_view_options
+@click.option(
+    "--from",
+    "start",
+    type=typed("earliest|latest|time", _start),
+    help="Where a new storage begins: what Kafka still has, what comes from now on, or windows that start at this time "
+    "or later. [default: earliest]",
+)
 @click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
 @click.option(
     "--idle",
@@ -276,32 +345,83 @@ def worker(**flags: Any) -> None:
 @logging_option
 def files(**flags: Any) -> None:
     """Write one file a service from the sink topics, for good."""
-    import orjson  # noqa: PLC0415
-
-    from stream_app.files import FilesProgress, FilesSettings, run_files  # noqa: PLC0415
+    from stream_app.files import FilesSettings, run_files  # noqa: PLC0415
+    from stream_app.files_display import display  # noqa: PLC0415
 
     chunk_size, method = _chosen_view(flags)
     settings = FilesSettings(
         cluster=flags["cluster"],
         topics=flags["topics"],
         storage=flags["storage"],
+        file_format=flags["file_format"],
         group_by=flags["group_by"],
         chunk_size=chunk_size,
         method=method,
+        style=flags["style"],
+        drop=flags["drop"],
+        start=flags["start"],
         until_idle=flags["until_idle"],
         idle_s=flags["idle_ms"] / 1000,
     )
     stop = stop_on_signals()
-
-    def show(progress: FilesProgress) -> None:
-        fields = {"rows": progress.rows, "files": progress.files, "behind": progress.behind}
-        if flags["as_json"]:
-            click.echo(orjson.dumps({"event": "written", **fields}))
-        else:
-            log.info("rows written", extra=fields)
-
-    total = run_files(settings, stop, show)
+    with display(presence(as_json=flags["as_json"]), until_idle=settings.until_idle) as shown:
+        total = run_files(settings, stop, shown.written)
     click.echo(f"{settings.storage}: {total.rows:,} rows written, {total.files:,} files", err=True)
+    if settings.until_idle and stop.is_set():
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@cli.command("raw-files")
+@storage_option
+@click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["parquet", "csv"]),
+    default="parquet",
+    show_default=True,
+    help="The files' format.",
+)
+@click.option(
+    "--metric", "metrics", multiple=True, metavar="GLOB", help="Only of these, like 'container_memory_*'; repeatable."
+)
+@click.option(
+    "--from",
+    "start",
+    type=typed("earliest|latest|time", _start),
+    help="Where a new storage begins: what Kafka still has, what comes from now on, or samples from this time on. "
+    "[default: earliest]",
+)
+@click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
+@click.option(
+    "--idle",
+    "idle_ms",
+    type=DURATION_MS,
+    default="5s",
+    show_default=True,
+    help="With --until-idle: how long nothing must have come.",
+)
+@kafka_options
+@json_option
+@logging_option
+def raw_files(**flags: Any) -> None:
+    """Write the samples as they were read, a folder a metric and day, for good."""
+    from stream_app.files_display import display  # noqa: PLC0415
+    from stream_app.raw_files import RawFilesSettings, run_raw_files  # noqa: PLC0415
+
+    settings = RawFilesSettings(
+        cluster=flags["cluster"],
+        topics=flags["topics"],
+        storage=flags["storage"],
+        file_format=flags["file_format"],
+        metrics=flags["metrics"],
+        start=flags["start"],
+        until_idle=flags["until_idle"],
+        idle_s=flags["idle_ms"] / 1000,
+    )
+    stop = stop_on_signals()
+    with display(presence(as_json=flags["as_json"]), until_idle=settings.until_idle, rows="samples") as shown:
+        total = run_raw_files(settings, stop, shown.written)
+    click.echo(f"{settings.storage}: {total.rows:,} samples written, {total.files:,} files", err=True)
     if settings.until_idle and stop.is_set():
         sys.exit(EXIT_INTERRUPTED)
 
@@ -395,7 +515,7 @@ def schema() -> None:
 @end_option
 @view_options
 @storage_option
-@format_option
+@looks_options
 @max_held_option
 @click.option("--overwrite", is_flag=True, help="Replace the dataset that the storage holds.")
 @source_options
@@ -412,7 +532,6 @@ def dataset(**flags: Any) -> None:
     """
     from stream_app.dataset import DatasetSettings, run_dataset  # noqa: PLC0415
 
-    flags.pop("file_format")
     as_json, overwrite = flags.pop("as_json"), flags.pop("overwrite")
     flags["chunk_size"] = _chunk_size(flags)
     view = _view({**flags, "topics": None})
@@ -425,6 +544,9 @@ def dataset(**flags: Any) -> None:
         partitions=flags["partitions"],
         max_held_values=flags["max_held_values"],
         overwrite=overwrite,
+        file_format=flags["file_format"],
+        style=flags["style"],
+        drop=flags["drop"],
     )
     stop = stop_on_signals()
     if not run_dataset(settings, stop, presence(as_json=as_json)):

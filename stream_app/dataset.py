@@ -30,6 +30,8 @@ from ingestor.options import cluster_arguments
 from stream_app.dataset_display import Display, display
 from stream_app.files import FilesProgress, FilesSettings, run_files
 from stream_app.methods import MAX_HELD_VALUES
+from stream_app.sinks.csv_style import CsvStyle
+from stream_app.sinks.formats import SINKS, check_looks
 from stream_app.view import View
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,16 @@ class DatasetSettings:
     partitions: int | None = None
     max_held_values: int = MAX_HELD_VALUES
     overwrite: bool = False
+    file_format: str = "csv"
+    style: CsvStyle = field(default_factory=CsvStyle)
+    drop: frozenset[str] = frozenset()
+    """Which columns are left out at the end, ``empty`` or ``zero`` ones."""
+
+    def looks(self) -> list[str]:
+        """Return what is asked of files, where it is not the default."""
+        others = [*self.style.options().items(), *(("drop", which) for which in sorted(self.drop))]
+        named = [f"{name}={value}" for name, value in others]
+        return named if self.file_format == "csv" else [f"format={self.file_format}", *named]
 
 
 def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Presence) -> bool:
@@ -61,6 +73,7 @@ def run_dataset(settings: DatasetSettings, stop: threading.Event, presence: Pres
         ConfigError: what was asked for cannot be made; nothing was written.
         IngestorError: a part failed; the same command goes on from there.
     """
+    check_looks(settings.file_format, settings.style, settings.drop)
     began = time.monotonic()
     plan = _dry_run(settings)
     if plan is None or stop.is_set():
@@ -146,6 +159,7 @@ class _State:
             *settings.poller_arguments,
             settings.view.identity,
             settings.cluster.bootstrap_servers if settings.cluster else "",
+            *settings.looks(),
         ]
         try:
             storage.mkdir(parents=True, exist_ok=True)
@@ -190,12 +204,14 @@ def _replace(path: Path, content: dict[str, Any]) -> None:
 
 def _delete(storage: Path) -> None:
     """Delete an earlier dataset: its state, and its files (in folders below the namespace, where names are long)."""
-    for path in sorted(storage.glob("*/**/*.csv")):
-        path.unlink()
     for folder in (storage / _STATE, storage / ".stream-app"):
         shutil.rmtree(folder, ignore_errors=True)
-    for folder in storage.iterdir():
-        if folder.is_dir() and not any(folder.iterdir()):
+    files = [path for suffix in SINKS for path in storage.glob(f"*/**/*.{suffix}")]
+    for path in files:
+        path.unlink()
+    folders = {folder for path in files for folder in path.parents if storage in folder.parents}
+    for folder in sorted(folders, reverse=True):
+        if not any(folder.iterdir()):
             folder.rmdir()
 
 
@@ -214,7 +230,15 @@ class _Parts:
         self._settings, self._state, self._view = settings, state, view
         self._kafka = [*cluster_arguments(cluster), "--topic-prefix", view.topics.prefix]
         self._cluster, self._partitions, self._shown = cluster, partitions, shown
-        self._files = FilesSettings(cluster, view.topics, settings.storage, group_by=view.group_by, idle_s=0.0)
+        self._files = FilesSettings(
+            cluster,
+            view.topics,
+            settings.storage,
+            settings.file_format,
+            view.group_by,
+            style=settings.style,
+            idle_s=0.0,
+        )
         self.rows = self.files = 0
         self._rows_before = 0
         (state.folder / "logs").mkdir(exist_ok=True)
@@ -231,7 +255,8 @@ class _Parts:
         self._rows_before = files.result().rows
         if finished:
             # What is committed by now is all there will be: read up to there.
-            run_files(replace(self._files, until_idle=True), threading.Event(), self._on_written)
+            last = replace(self._files, until_idle=True, drop=self._settings.drop)
+            self.files = run_files(last, threading.Event(), self._on_written).files
         return finished
 
     def delete_topics(self, admin: Any) -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
 
 import faust
 from faust.transport.drivers import aiokafka as driver
@@ -34,6 +34,21 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
     reads: Mapping[int, Read] = {}
     """How far each partition was read, as of the last fetch; the app has one topic."""
     _assignment: Any = None
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        consumer: Any = self._consumer
+        coordinator, app = consumer._coordinator, cast(App, self.app)  # noqa: SLF001
+        join = coordinator._do_rejoin_group  # noqa: SLF001
+
+        async def join_as_before(subscription: Any) -> Any:
+            # The name is lost while partitions are revoked, or with the group's answer to a join: there is no other
+            # place where it is seen in time.
+            if not coordinator.member_id:
+                await app.before_nameless_join()
+            return await join(subscription)
+
+        coordinator._do_rejoin_group = join_as_before  # noqa: SLF001
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -106,6 +121,9 @@ class App(faust.App):
 
     listener: socket.socket | None = None
     """Where the web server listens; set before it starts."""
+    before_nameless_join: Callable[[], Awaitable[None]]
+    """Awaited in the consumer's thread before each join of the group by which this worker asks for a new name: the
+    first one, and those after the group has put it out."""
 
     def _new_web(self) -> Web:
         return Web(self, self.listener)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ingestor.core.durations import ChunkSize
-from ingestor.core.errors import ConfigError, MalformedMessage, SinkError
+from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster
-from stream_app.records import Record, decode_record
-from stream_app.sink_loop import LoopSettings, run_loop
+from stream_app.records import Records, decode_records
+from stream_app.sink_loop import LoopSettings, Start, run_loop
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Storage
-from stream_app.sinks.formats import SINKS
+from stream_app.sinks.csv_style import CsvStyle
+from stream_app.sinks.formats import PACES, SINKS, check_looks
 
 log = logging.getLogger(__name__)
 
@@ -44,17 +47,29 @@ class FilesSettings:
     method: str | None = None
     """Take records of this method only; None: there is only one."""
 
+    style: CsvStyle = field(default_factory=CsvStyle)
+    """How CSV is written."""
+
+    drop: frozenset[str] = frozenset()
+    """With *until_idle*, of CSV: leave out ``empty`` or ``zero`` columns at the end, and never go on behind it."""
+
+    start: Start | None = None
+    """Where a new storage begins; None: at what Kafka still has."""
+
     until_idle: bool = False
     """Return when all that is committed has been read and nothing came for *idle_s*; else only on *stop*."""
 
     idle_s: float = 5.0
     """A worker commits about once a second; five leave room for a pause of the garbage collector or a broker."""
 
-    commit_s: float = 1.0
-    """Files are at most so much behind what has been read."""
+    commit_s: float | None = None
+    """Commit so often; None: as the format has it."""
 
-    commit_rows: int = 50_000
-    """Commit earlier when so many rows are held in memory: about 100 MB at 20 metrics a row."""
+    commit_rows: int | None = None
+    """Commit earlier when so many rows are held in memory; None: as the format has it."""
+
+    complete_s: float = 60.0
+    """Rows behind a file's end are in it so much later at most, while more and more come; else within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +84,8 @@ class FilesProgress:
     """Messages that are no record, skipped."""
     other_views: int = 0
     """Records of views that were not asked for, skipped."""
+    messages: int = 0
+    """All that were read."""
     behind: int = 0
     """Offsets between what has been read and the end of the topics, as last heard from the broker."""
 
@@ -92,64 +109,70 @@ def run_files(
             deleted records that were not read, or records of a second view appear.
     """
     wanted = _checked(settings)
-    grouping_of = {settings.topics.sink(grouping): grouping for grouping in settings.group_by}
+    commit_s, commit_rows = PACES[settings.file_format]
+    of_services = {settings.topics.sink(grouping): grouping == "service" for grouping in settings.group_by}
     loop = LoopSettings(
-        settings.cluster,
-        settings.topics.prefix,
-        tuple(grouping_of),
-        settings.storage,
-        settings.until_idle,
-        settings.idle_s,
-        settings.commit_s,
-        settings.commit_rows,
+        cluster=settings.cluster,
+        prefix=settings.topics.prefix,
+        topics=tuple(of_services),
+        storage=settings.storage,
+        start=settings.start,
+        until_idle=settings.until_idle,
+        idle_s=settings.idle_s,
+        commit_s=commit_s if settings.commit_s is None else settings.commit_s,
+        commit_rows=settings.commit_rows or commit_rows,
+        complete_s=settings.complete_s,
     )
-    options = {"format": settings.file_format, "group_by": ",".join(sorted(settings.group_by))}
-    files: _Files | None = None
+    options = {
+        "format": settings.file_format,
+        "group_by": ",".join(sorted(settings.group_by)),
+        **settings.style.options(),
+    }
+    opened: list[_Files] = []
     progress = FilesProgress()
 
-    def open_files(storage: Storage) -> _Files:
-        nonlocal files
-        sink = SINKS[settings.file_format](storage, settings.group_by)
+    def open_files(storage: Storage, from_ms: int | None) -> _Files:
+        sink = SINKS[settings.file_format](storage, settings.group_by, settings.style, settings.drop)
         views = _ViewFilter(*wanted, sink.view, settings.storage)
-        files = _Files(sink, views, {topic: grouping == "service" for topic, grouping in grouping_of.items()})
+        files = _Files(sink, views, of_services, from_ms)
+        opened.append(files)
         return files
 
     def on_commit(behind: int) -> None:
         nonlocal progress
-        if files is not None:
-            progress = files.progress(behind)
-            on_progress(progress)
+        progress = opened[0].progress(behind)
+        on_progress(progress)
 
     run_loop(loop, options, open_files, stop, on_commit)
-    return progress
+    return opened[0].progress(progress.behind) if opened else progress
 
 
 class _Files:
     """Records of one view, for a sink: the loop's target."""
 
-    def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool]) -> None:
+    def __init__(self, sink: Sink, views: _ViewFilter, of_services: Mapping[str, bool], from_ms: int | None) -> None:
         self._sink, self._views, self._of_services = sink, views, of_services
-        self._held = self._rows = self._malformed = 0
+        self._from_ms = from_ms
+        self._held = self._rows = self._malformed = self._messages = 0
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
         return self._sink.offsets
 
     def take(self, messages: Sequence[Any]) -> int:
-        records: list[tuple[int, Record]] = []
-        of_services, accepts = self._of_services, self._views.accepts
-        for message in messages:
-            topic, offset = message.topic(), message.offset()
-            try:
-                record = _record(message.value(), of_service=of_services[topic])
-                if accepts(record):
-                    records.append((offset, record))
-            except MalformedMessage as problem:
-                where = {"topic": topic, "partition": message.partition(), "offset": offset}
-                log.error("message skipped", extra={**where, "error": str(problem)})  # noqa: TRY400 - no defect of ours
-                self._malformed += 1
-        self._sink.write(records)
-        self._held += len(records)
+        self._messages += len(messages)
+        for of_service in {self._of_services[message.topic()] for message in messages}:
+            mine = [message for message in messages if self._of_services[message.topic()] is of_service]
+            records, faults = read_rows(mine, of_service=of_service)
+            for place, fault in faults:
+                where = {name: getattr(mine[place], name)() for name in ("topic", "partition", "offset")}
+                log.error("message skipped", extra={**where, "error": fault})
+            self._malformed += len(faults)
+            if self._from_ms is not None:
+                records = records.take(np.flatnonzero(records.window_start_ms >= self._from_ms))
+            records = self._views.chosen(records)
+            self._sink.write(records)
+            self._held += len(records)
         return self._held
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]]) -> None:
@@ -157,8 +180,19 @@ class _Files:
         self._rows += self._held
         self._held = 0
 
+    @property
+    def is_behind(self) -> bool:
+        return self._sink.is_behind
+
+    def complete(self) -> None:
+        self._sink.complete()
+
+    def finish(self) -> None:
+        self._sink.finish()
+
     def progress(self, behind: int) -> FilesProgress:
-        return FilesProgress(self._rows, self._sink.file_count, self._malformed, self._views.skipped, behind)
+        skipped = self._views.skipped
+        return FilesProgress(self._rows, self._sink.file_count, self._malformed, skipped, self._messages, behind)
 
 
 class _ViewFilter:
@@ -172,28 +206,35 @@ class _ViewFilter:
             asked = View(chunk_size or view.chunk_size, method or view.method)
             raise ConfigError(f"{storage} holds records of {view}, not of {asked}: choose another --storage")
 
-    def accepts(self, record: Record) -> bool:
-        """Tell whether *record* is of the view.
+    def chosen(self, records: Records) -> Records:
+        """Return the records of the view.
 
         Raises:
-            SinkError: it is of a second one, and none was chosen.
+            SinkError: some are of a second one, and none was chosen.
         """
-        view = self.view
-        if view and record.chunk_size == view.chunk_size and record.method == view.method:
+        if not len(records):
+            return records
+        numbers, first_rows = np.unique(records.origin, return_index=True)
+        accepted = np.zeros(len(records.origins), bool)
+        for number in numbers[np.argsort(first_rows)].tolist():
+            chunk_size, method, _ = records.origins[number]
+            accepted[number] = self._accepts(View(chunk_size, method))
+        rows = np.flatnonzero(accepted[records.origin])
+        self.skipped += len(records) - len(rows)
+        return records if len(rows) == len(records) else records.take(rows)
+
+    def _accepts(self, view: View) -> bool:
+        if view == self.view:
             return True
-        if not self._is_chosen(record.chunk_size, record.method):
+        if not self._is_chosen(view.chunk_size, view.method):
             if not self.skipped:
-                log.info(
-                    "records of other views are left out", extra={"view": str(View(record.chunk_size, record.method))}
-                )
-            self.skipped += 1
+                log.info("records of other views are left out", extra={"view": str(view)})
             return False
-        other = View(record.chunk_size, record.method)
-        if view is None:
-            self.view = other
+        if self.view is None:
+            self.view = view
             return True
         raise SinkError(
-            f"the topic has records of two views ({view}; {other}): choose one with --chunk-size and --method, "
+            f"the topic has records of two views ({self.view}; {view}): choose one with --chunk-size and --method, "
             "and another --storage for the other"
         )
 
@@ -201,25 +242,40 @@ class _ViewFilter:
         return self._chosen[0] in (None, chunk_size) and self._chosen[1] in (None, method)
 
 
-def _record(value: bytes | None, *, of_service: bool) -> Record:
-    """Read a record that a file can hold.
+def read_rows(messages: Sequence[Any], *, of_service: bool) -> tuple[Records, list[tuple[int, str]]]:
+    """Read the records that a file can hold.
 
-    Raises:
-        MalformedMessage: it is none.
+    Returns:
+        The records; and for each message that is none, its place in *messages* and what is wrong.
     """
-    record = decode_record(value)
-    pod: Any = record.pod
-    if (pod is not None) if of_service else (type(pod) is not str):
-        raise MalformedMessage(f"a record's pod is {pod!r} in a topic of {'services' if of_service else 'pods'}")
-    if not 0 <= record.window_start_ms <= _LATEST_MS:
-        raise MalformedMessage(f"a record's window_start is {record.window_start_ms}, outside the years 1970 to 9999")
-    return record
+    values, offsets = [message.value() for message in messages], [message.offset() for message in messages]
+    records, malformed = decode_records(values, offsets)
+    faults = [(place, str(error)) for place, error in malformed]
+    fits = np.array([(pod is None) is of_service for _, pod, _ in records.whos], bool)[records.who]
+    in_time = (records.window_start_ms >= 0) & (records.window_start_ms <= _LATEST_MS)
+    if not (fits & in_time).all():
+        places = np.delete(np.arange(len(messages)), [place for place, _ in malformed])
+        for row in np.flatnonzero(~(fits & in_time)).tolist():
+            record = records.record(row)
+            kind = "services" if of_service else "pods"
+            fault = (
+                f"a record's window_start is {record.window_start_ms}, outside the years 1970 to 9999"
+                if fits[row]
+                else f"a record's pod is {record.pod!r} in a topic of {kind}"
+            )
+            faults.append((int(places[row]), fault))
+        records = records.take(np.flatnonzero(fits & in_time))
+    return records, sorted(faults)
 
 
 def _checked(settings: FilesSettings) -> tuple[str | None, str | None]:
     """Return the chosen chunk size, as records spell it, and method."""
     if not settings.group_by or set(settings.group_by) - set(GROUPINGS):
         raise ConfigError(f"--group-by is {','.join(settings.group_by)!r}: write pod, service or both")
+    check_looks(settings.file_format, settings.style, settings.drop)
+    if settings.drop and not settings.until_idle:
+        flags = " and ".join(f"--drop-{which}-columns" for which in sorted(settings.drop))
+        raise ConfigError(f"{flags} is for files that end: give --until-idle too, or leave it out")
     try:
         return settings.chunk_size and str(ChunkSize.parse(settings.chunk_size)), settings.method
     except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Literal
 
 Method = str
@@ -47,7 +48,8 @@ def parse_method(text: str) -> Method:
 def quantile_of(method: Method) -> float | None:
     """Return the quantile in [0, 1] that a method stands for; None where it is another one."""
     match = _QUANTILE.fullmatch(method)
-    return float(match[1]) / 100 if match else None
+    # Not float(…) / 100: 99.9 / 100 is above 0.999, and would reach for the largest of 1,001 samples.
+    return float(Decimal(match[1]) / 100) if match else None
 
 
 def method_name(method: Method, over_time: OverTime = "pooled", counters: Counters = "raw") -> str:

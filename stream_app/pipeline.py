@@ -94,6 +94,27 @@ class _Pending(NamedTuple):
     sequence: int
 
 
+class _Emitted:
+    """What was emitted, window by window: hashes of records' identities and results, about 100 bytes a record."""
+
+    def __init__(self) -> None:
+        self._windows: dict[int, dict[int, int]] = {}
+
+    def get(self, identity: Identity, /) -> int | None:
+        """Return what was emitted, as Results."""
+        known = self._windows.get(identity[2])
+        return None if known is None else known.get(hash(identity))
+
+    def add(self, identity: Identity, result: int) -> None:
+        """Note a record's result; 0 where not all of it had come."""
+        self._windows.setdefault(identity[2], {})[hash(identity)] = result
+
+    def forget(self, before_ms: int) -> None:
+        """Let go of windows that start before *before_ms*."""
+        for start_ms in [start_ms for start_ms in self._windows if start_ms < before_ms]:
+            del self._windows[start_ms]
+
+
 @dataclass(slots=True)
 class _Job:
     whole_from_ms: int
@@ -114,8 +135,8 @@ class _Job:
     recheck: str = ""
     """The job that reads the same ranges later, once more."""
     rechecked_to_ms: int = _FOREVER_MS
-    results: dict[Identity, int] = field(default_factory=dict)
-    """What was emitted from *rechecked_to_ms* on, as hashes of the results; 0 where not all of it had come."""
+    emitted: _Emitted = field(default_factory=_Emitted)
+    """What was emitted from *rechecked_to_ms* on."""
     incomplete: list[Refused] = field(default_factory=list)
     """What the backend has refused."""
     holes: list[tuple[int, int]] = field(default_factory=list)
@@ -170,8 +191,7 @@ class _Job:
             self.pending.popleft()
         self.incomplete = [refused for refused in self.incomplete if refused.end_ms > needed_from_ms]
         self.holes = [hole for hole in self.holes if hole[1] > needed_from_ms]
-        if self.results:
-            self.results = {key: result for key, result in self.results.items() if key[2] >= self.rechecked_to_ms}
+        self.emitted.forget(self.rechecked_to_ms)
 
 
 def _adjoin(a: Refused, b: Refused) -> bool:
@@ -383,8 +403,8 @@ class Pipeline:
             if cells is not None:
                 identities = self._identities(group_by, cells, 0, len(cells))
                 whole = _whole_windows(cells.window_ms, context)
-                results = zip(identities, record_results(cells, 0, len(cells)), strict=True)
-                job.results.update((key, result if key[2] in whole else 0) for key, result in results)
+                for identity, result in zip(identities, record_results(cells, 0, len(cells)), strict=True):
+                    job.emitted.add(identity, result if identity[2] in whole else 0)
         job.forget(self._lookback_ms)
 
     def _identities(self, group_by: GroupBy, cells: Closed, first: int, last: int) -> list[Identity]:
@@ -433,7 +453,7 @@ class Pipeline:
             return None
         known: Results | None
         if job.is_recheck:
-            known = next((other.results for other in self._jobs.values() if other.recheck == name), None)
+            known = next((other.emitted for other in self._jobs.values() if other.recheck == name), None)
             if known is None:
                 # Where its job was cancelled, there is nothing to compare with.
                 return []

@@ -190,7 +190,7 @@ class Records:
         values = np.full((len(self), len(metrics)), np.nan)
         present = np.zeros(values.shape, bool)
         column_of = {name: column for column, name in enumerate(metrics)}
-        for number in np.unique(self.layout).tolist():
+        for number in set(self.layout.tolist()):
             names = self.layouts[number]
             rows = np.flatnonzero(self.layout == number)
             mine = self.values[self.bounds[rows][:, None] + np.arange(len(names))]
@@ -345,7 +345,7 @@ class _Columns:
                 _numbers_in(self._origins, origins),
                 _numbers_in(self._incompletes, fields["incomplete"]),
                 _numbers_in(self._layouts, map(tuple, metrics)),
-                np.array(values, np.float64),
+                np.fromiter(values, np.float64, len(values)),
                 np.array(list(map(len, metrics)), np.int64),
             )
         )

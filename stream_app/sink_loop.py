@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import orjson
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 
@@ -26,16 +27,50 @@ from stream_app.reading import (
     is_deleted,
     places_of,
     stable_offsets,
+    start_of,
+    starts,
     wait_for_topics,
 )
 from stream_app.sinks.base import Offsets
-from stream_app.sinks.checkpoint import Identity, Storage
+from stream_app.sinks.checkpoint import OWN_FOLDER, Identity, Storage
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 """How soon a stop is noticed."""
 _REQUEST_S = 10.0
+_BEGINNING = f"{OWN_FOLDER}/beginning.json"
+"""Where a storage began, unless at the earliest."""
+_CALM_S = 2.0
+"""Nothing has come for so long: a good moment to complete files."""
+_COMMITTING_SHARE = 4
+"""After a commit comes a pause of so many times its length: what is held then makes the next one worth more."""
+_COMPLETING_SHARE = 10
+"""Completing files takes at most one part in so many of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where a storage begins: ``--from``."""
+
+    typed: str
+    """As it was typed: the same command again means the same, though ``10m`` is another time by then."""
+    kind: str
+    """``earliest``, ``latest`` or ``time``."""
+    from_ms: int | None
+    """What is of earlier windows is left out."""
+
+    @classmethod
+    def parse(cls, text: str, now_ms: int) -> Start:
+        """Read ``--from``.
+
+        Raises:
+            ValueError: it is no start.
+        """
+        return cls(text, *start_of(text, now_ms))
+
+
+EARLIEST = Start("earliest", "earliest", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +83,9 @@ class LoopSettings:
     topics: tuple[str, ...]
     storage: Path
 
+    start: Start | None = None
+    """Where a new storage begins; None: at the earliest, or where an old one did."""
+
     until_idle: bool = False
     """Return when all that is committed has been read and nothing came for *idle_s*; else only on *stop*."""
 
@@ -59,6 +97,9 @@ class LoopSettings:
 
     commit_rows: int = 50_000
     """Commit earlier when the target holds so many."""
+
+    complete_s: float = 60.0
+    """Files show what was read at most so late, or later where bringing that about takes a tenth of the time."""
 
     batch_messages: int = 5_000
     """Take at most so many at once."""
@@ -94,11 +135,29 @@ class Target(Protocol):
             SinkError: this cannot be done.
         """
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether files do not show yet all that the last commit holds."""
+
+    def complete(self) -> None:
+        """Bring the files to what the last commit holds; nothing is held.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
+    def finish(self) -> None:
+        """Do `complete`, and what is done once, where nothing more is to come.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
 
 def run_loop(
     settings: LoopSettings,
     options: Mapping[str, str],
-    open_target: Callable[[Storage], Target],
+    open_target: Callable[[Storage, int | None], Target],
     stop: threading.Event,
     on_commit: Callable[[int], None],
 ) -> None:
@@ -107,7 +166,8 @@ def run_loop(
     Args:
         settings: what to read and where to write.
         options: what decides how files look; a storage is bound to them.
-        open_target: makes the target of the storage, which is open and is closed here.
+        open_target: makes the target of the storage, which is open and is closed here; what is of
+            windows before the second argument, a time in ms, is to be left out.
         stop: looked at a few times a second; what has been read by then is committed.
         on_commit: called after every commit with the offsets between what has been read and the
             topics' ends, as last heard from the broker.
@@ -121,16 +181,19 @@ def run_loop(
     storage = Storage(settings.storage)
     try:
         admin = connect(settings.cluster)
-        topics, _ = wait_for_topics(admin, settings.topics, settings.maker, stop)
+        topics, waited = wait_for_topics(admin, settings.topics, settings.maker, stop)
         if topics is None:
             return
         wait_for_leaders(admin, topics)
         cluster = admin.describe_cluster(request_timeout=_REQUEST_S).result().cluster_id
         storage.open(Identity(cluster, {name: topic.id for name, topic in topics.items()}, dict(options)))
-        target, ear = open_target(storage), Ear()
+        start, is_new = _begin(storage, settings.start)
+        target, ear = open_target(storage, start.from_ms), Ear()
         consumer = committed_consumer(settings.cluster, settings.prefix, ear)
         try:
             loop = _Loop(settings, topics, target, admin, consumer, ear, on_commit)
+            if is_new:
+                loop.begin(start, waited=waited)
             loop.assign()
             loop.run(stop)
         finally:
@@ -141,6 +204,28 @@ def run_loop(
         raise SinkError(f"Kafka refuses to be read ({reason(error)}): look at the broker, and start again") from error
     finally:
         storage.close()
+
+
+def _begin(storage: Storage, asked: Start | None) -> tuple[Start, bool]:
+    """Return where the storage begins, and whether it does so now.
+
+    Raises:
+        ConfigError: it began elsewhere.
+    """
+    state = storage.files.get(_BEGINNING)
+    if state is None and not storage.offsets:
+        start = asked or EARLIEST
+        if start != EARLIEST:
+            note = [start.typed, start.kind, start.from_ms]
+            storage.replace(_BEGINNING, [orjson.dumps(note)], note)
+        return start, True
+    start = Start(*state.note) if state else EARLIEST
+    if asked and asked.typed != start.typed:
+        raise ConfigError(
+            f"{storage.folder} began with --from {start.typed}, and goes on from there: "
+            f"leave --from {asked.typed} out, or choose another --storage"
+        )
+    return start, False
 
 
 class _Loop:
@@ -163,6 +248,22 @@ class _Loop:
         self._offsets: Offsets = {topic: dict(target.offsets.get(topic, {})) for topic in topics}
         self._held = 0
         self._moved = False
+        self._completed_at, self._completing_s = time.monotonic(), 0.0
+
+    def begin(self, start: Start, *, waited: bool) -> None:
+        """Remember where a new storage begins before anything is read: a second start must not begin later.
+
+        Args:
+            start: what was asked for.
+            waited: the topics came later than we: then all that they have has come since.
+        """
+        if start == EARLIEST:
+            return
+        kind = EARLIEST.kind if waited else start.kind
+        for (topic, partition), offset in starts(self._admin, self._places, kind, start.from_ms).items():
+            self._offsets[topic][partition] = offset
+        self._moved = True
+        self._commit()
 
     def assign(self) -> None:
         """Begin where the files end, or at what Kafka still has.
@@ -183,6 +284,7 @@ class _Loop:
     def run(self, stop: threading.Event) -> None:
         settings = self._settings
         committed_at = moved_at = time.monotonic()
+        pause_s = settings.commit_s
         while not stop.is_set():
             messages = self._consumer.consume(settings.batch_messages, _POLL_S)
             if name := self._ear.missing(self._admin, self._topics):
@@ -190,14 +292,32 @@ class _Loop:
             if messages and self._take(messages):
                 moved_at = time.monotonic()
             now = time.monotonic()
-            if self._held >= settings.commit_rows or now - committed_at >= settings.commit_s:
+            if self._held >= settings.commit_rows or now - committed_at >= pause_s:
                 self._commit()
+                pause_s = max(settings.commit_s, _COMMITTING_SHARE * (time.monotonic() - now))
+                self._complete_in_time(is_calm=now - moved_at >= _CALM_S)
                 committed_at = time.monotonic()
             if settings.until_idle and now - moved_at >= settings.idle_s:
                 if self._reached_end():
-                    break
+                    self._commit()
+                    self._target.finish()
+                    return
                 moved_at = now
         self._commit()
+        self._target.complete()
+
+    def _complete_in_time(self, *, is_calm: bool) -> None:
+        """Complete files now and then: when nothing comes, or nothing was completed for long."""
+        if not self._target.is_behind:
+            self._completed_at = time.monotonic()
+            return
+        since_s = time.monotonic() - self._completed_at
+        if since_s < self._completing_s * _COMPLETING_SHARE or not (is_calm or since_s >= self._settings.complete_s):
+            return
+        began = time.monotonic()
+        self._target.complete()
+        self._completed_at = time.monotonic()
+        self._completing_s = self._completed_at - began
 
     def _take(self, messages: list[Any]) -> bool:
         """Hand messages on; return whether the position moved."""

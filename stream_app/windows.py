@@ -32,7 +32,7 @@ from stream_app.states import Columns, Counted, Counts, Extremes, Held, Latest, 
 _Name = TypeVar("_Name")
 Column = Literal["group", "metric"]
 
-_MERGE_ABOVE = 100_000
+_MERGE_ABOVE = 20_000
 """Merge the partials of open windows when so many more have come: a day-long window
 that is fed every few seconds then holds a cell once or twice, not thousands of times."""
 

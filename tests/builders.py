@@ -1,5 +1,7 @@
 """Range chunks made from plain samples, the way the poller makes them."""
 
+from typing import NamedTuple, Self
+
 import numpy as np
 import orjson
 import pandas as pd
@@ -18,24 +20,40 @@ def catalogue(partitions: int = PARTITIONS) -> Catalogue:
     return Catalogue(partitions, Meaning(presets.PRESETS["none"].rewrite), {})
 
 
-def fetched(samples: pd.DataFrame, known: Catalogue) -> packing.FetchedSeries:
+class Numbered(NamedTuple):
+    """Samples in time order, and the number of the series that each is of."""
+
+    number: np.ndarray
+    stamps: np.ndarray
+    values: np.ndarray
+    labels: list[bytes]
+    """Of each series."""
+
+    @classmethod
+    def of(cls, samples: pd.DataFrame) -> Self:
+        names = ["namespace", "pod", "metric", "series"]
+        number = samples.groupby(names, sort=False).ngroup().to_numpy(np.int64)
+        labels = [
+            orjson.dumps({"__name__": metric, "namespace": namespace, "pod": pod, "series": str(series)})
+            for namespace, pod, metric, series in samples[names].drop_duplicates().itertuples(index=False)
+        ]
+        stamps, values = samples["timestamp"].to_numpy(np.int64), samples["value"].to_numpy(float)
+        order = np.argsort(stamps, kind="stable")
+        return cls(number[order], stamps[order], values[order], labels)
+
+    def within(self, time_range: TimeRange) -> Self:
+        first, last = np.searchsorted(self.stamps, [time_range.start_ms, time_range.end_ms])
+        return type(self)(self.number[first:last], self.stamps[first:last], self.values[first:last], self.labels)
+
+
+def fetched(samples: pd.DataFrame | Numbered, known: Catalogue) -> packing.FetchedSeries:
     """Return the samples as a source would: a row a series, in time order."""
-    rows = []
-    for (namespace, pod, metric, series), found in samples.groupby(
-        ["namespace", "pod", "metric", "series"], sort=False
-    ):
-        labels = {"__name__": metric, "namespace": namespace, "pod": pod, "series": str(series)}
-        part = found.sort_values("timestamp")
-        rows.append((orjson.dumps(labels), part["timestamp"].to_numpy(np.int64), part["value"].to_numpy(float)))
-    lengths = [0, *(len(stamps) for _, stamps, _ in rows)]
-    ids = known.ids([label_set for label_set, _, _ in rows])
+    numbered = Numbered.of(samples) if isinstance(samples, pd.DataFrame) else samples
+    series, lengths = np.unique(numbered.number, return_counts=True)
+    order = np.argsort(numbered.number, kind="stable")
+    ids = known.ids([numbered.labels[one] for one in series.tolist()])
     known.place({pod: service_of(pod.name) for pod in known.unplaced()})
-    return packing.FetchedSeries(
-        ids,
-        np.cumsum(lengths),
-        np.concatenate([stamps for _, stamps, _ in rows]) if rows else np.empty(0, np.int64),
-        np.concatenate([values for _, _, values in rows]) if rows else np.empty(0),
-    )
+    return packing.FetchedSeries(ids, np.append(0, np.cumsum(lengths)), numbered.stamps[order], numbered.values[order])
 
 
 def lookback(samples: pd.DataFrame, start_ms: int, known: Catalogue) -> packing.PackedRange:
@@ -66,9 +84,10 @@ def messages(
             for value in values:
                 told = Header(job, before.time_range, len(stream), "test", **header)
                 stream.append((wire.headers("lookback", told), value))
+    numbered = Numbered.of(samples)
     for time_range in ranges:
-        inside = (samples["timestamp"] >= time_range.start_ms) & (samples["timestamp"] < time_range.end_ms)
-        packed = packing.pack(time_range, "test", [fetched(samples[inside], known)], known, PARTITIONS)
+        inside = fetched(numbered.within(time_range), known)
+        packed = packing.pack(time_range, "test", [inside], known, PARTITIONS)
         for stream, chunks in zip(streams, packed.partitions, strict=True):
             for kind, value in [*(("chunk", value) for value in chunks), ("marker", b"")]:
                 stream.append((wire.headers(kind, Header(job, time_range, len(stream), "test", **header)), value))

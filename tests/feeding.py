@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from confluent_kafka import Producer
 
+from ingestor.core import wire
+from ingestor.core.chunk import Header
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
 from ingestor.kafka import Cluster, client_config, connect, ensure_topics
@@ -83,6 +85,16 @@ class Feed:
             due_s += self.every_s
             if stop.wait(max(0.0, due_s - time.monotonic())):
                 return
+
+    def end(self) -> int:
+        """End the job behind what is published of it; return where that is (ms)."""
+        end_ms = self.ranges[self.published - 1].end_ms
+        if self.published < len(self.ranges):
+            whole = TimeRange(START_MS, end_ms)
+            sequences = [sum(map(len, stream)) for stream in zip(*self._transactions[: self.published], strict=True)]
+            self._send([[(wire.headers("end", Header("job", whole, number, "test")), b"")] for number in sequences])
+            self._producer.commit_transaction(30)
+        return end_ms
 
     def _send(self, messages: Sequence[Sequence[tuple]]) -> None:
         self._producer.begin_transaction()

@@ -39,6 +39,8 @@ _LONGEST_CHUNK_MS = 366 * 86_400_000
 """Far above what a poller reads at once: windows of a second are counted one by one."""
 # Kafka allows None for a header's value.
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
+# Its threads take more time than they save: a chunk is small, and whoever reads many has threads of their own.
+_READ_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 _WRITE_OPTIONS = pa.ipc.IpcWriteOptions(compression=pa.Codec("zstd", 1))
 
 
@@ -75,7 +77,7 @@ def decode_series(value: bytes) -> SeriesColumns:
         MalformedMessage: not such a value.
     """
     try:
-        with pa.ipc.open_stream(value) as reader:
+        with pa.ipc.open_stream(value, options=_READ_OPTIONS) as reader:
             if reader.schema != SCHEMA:
                 raise MalformedMessage(f"a range chunk has other columns: {reader.schema.names}")
             batch = reader.read_next_batch()
@@ -142,6 +144,8 @@ def decode(headers: Headers | None, value: bytes | None) -> RangeChunk | Marker:
         _check_schema(fields["schema"].decode())
         kind, header = fields["kind"].decode(), _header(fields)
         incomplete = _refused(fields.get("incomplete", b"[]"))
+    except KeyError as error:
+        raise MalformedMessage(f"a message has no header {error}: it is no range chunk") from error
     except _UNREADABLE as error:
         raise MalformedMessage(f"the headers of a message are not those of a range chunk: {error!r}") from error
     if kind in ("marker", "end"):

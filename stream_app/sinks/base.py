@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from stream_app.records import Record
+from stream_app.records import Records
 
 Offsets = dict[str, dict[int, int]]
 """The next offset to read, by topic and partition."""
@@ -42,15 +42,38 @@ class Sink(Protocol):
     def file_count(self) -> int:
         """The number of files for users as of the last commit."""
 
-    def write(self, records: Sequence[tuple[int, Record]]) -> None:
-        """Take records, each with its offset; those of one partition in the order of their offsets."""
+    def write(self, records: Records) -> None:
+        """Take records; what they say of a window's pod or service is kept by the rule of row identity:
+
+        complete beats partial, then the higher revision, then the later offset.
+        """
 
     def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
         """Make all records that were written, and where to read on, durable together.
 
+        Files may not show all of it yet: see *is_behind*.
+
         Raises:
             SinkError: this cannot be done; all is as of the last commit, at the latest
                 after the next start.
+        """
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether files do not show yet all that the last commit holds, because that would have cost too much."""
+
+    def complete(self) -> None:
+        """Bring the files to what the last commit holds; to be called after one.
+
+        Raises:
+            SinkError: this cannot be done.
+        """
+
+    def finish(self) -> None:
+        """Do `complete`, and what is done once, where nothing more is to come.
+
+        Raises:
+            SinkError: this cannot be done.
         """
 
     def close(self) -> None:

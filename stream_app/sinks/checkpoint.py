@@ -5,13 +5,19 @@ A commit, in order; the process may die, and the machine lose power, between any
 1. whole new versions of files are written aside, under ``.stream-app/staged``;
 2. the lengths that files are about to grow to are noted in ``.stream-app/growing.json``;
 3. what is new is appended to the files; all of this is flushed to disk;
-4. ``.stream-app/checkpoint.json`` is replaced: THE commit. It has the reading position,
-   each file's length, and which staged files are to take whose place;
-5. the staged files are renamed.
+4. a line is added to ``.stream-app/checkpoint.log``: THE commit. It has the reading
+   position, the lengths of files that have changed, which files go, and which staged files
+   are to take whose place. Once the log is longer than what it adds to,
+   ``.stream-app/checkpoint.json`` is replaced by the whole instead, and the log emptied;
+5. folder by folder, the files that go are removed, then the staged files are renamed.
 
 At the start step 5 is done again, and what lies beyond a file's length is cut off if
 step 2 announced it. A new file is staged too: so a file that the checkpoint does not
-know was never ours, and is not touched.
+know was never ours, and is not touched. A line of the log that is not whole is a commit
+that did not happen, if it is the last one.
+
+Who reads files while step 5 is done can miss, for an instant, what moves from files that
+go into one that comes, or be told that a file is gone; nobody sees it twice or in half.
 """
 
 from __future__ import annotations
@@ -24,14 +30,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Offsets, View
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 OWN_FOLDER = ".stream-app"
 """Everything in the storage that is not a file for users."""
@@ -40,6 +46,9 @@ _STAGED = f"{OWN_FOLDER}/staged"
 
 _TAIL_BYTES = 4096
 """So much of a file's end is known by its checksum: an editor rarely leaves it as it was."""
+
+_LEAST_LOG_BYTES = 1_000_000
+"""A shorter log is not worth a new whole."""
 
 _FLUSHERS = 8
 """Threads that wait for the disk; journaling file systems flush many waiting files in one go."""
@@ -59,8 +68,7 @@ class Identity:
     """What decides how files look: format and grouping."""
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(NamedTuple):
     """A file as of the last commit."""
 
     length: int
@@ -77,8 +85,30 @@ class _Checkpoint:
     view: View | None = None
     offsets: Offsets = field(default_factory=dict)
     files: dict[str, FileState] = field(default_factory=dict)
+    removed: list[str] = field(default_factory=list)
+    """Of the last commit: what it lets go of."""
     staged: dict[str, str] = field(default_factory=dict)
-    """Name under ``staged`` by the path that it is to take."""
+    """Of the last commit: name under ``staged`` by the path that it is to take."""
+
+    def add(self, change: _Change) -> None:
+        """Go on to the next commit."""
+        self.generation, self.view, self.offsets = change.generation, change.view, change.offsets
+        self.removed, self.staged = change.removed, change.staged
+        self.files.update(change.files)
+        for name in change.removed:
+            del self.files[name]
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a commit changes: a line of the log. *view* and *offsets* are whole, *files* are those that are new."""
+
+    generation: int
+    view: View | None
+    offsets: Offsets
+    files: dict[str, FileState]
+    removed: list[str]
+    staged: dict[str, str]
 
 
 class Storage:
@@ -113,7 +143,14 @@ class Storage:
         self._next_files: dict[str, FileState] = {}
         self._appends: dict[str, bytes] = {}
         self._staged: dict[str, str] = {}
+        self._removed: list[str] = []
         self._grown: set[str] = set()
+        self._whole_bytes = self._log_bytes = 0
+
+    @property
+    def generation(self) -> int:
+        """The number of the last commit."""
+        return self._now.generation
 
     @property
     def offsets(self) -> Mapping[str, Mapping[int, int]]:
@@ -140,7 +177,7 @@ class Storage:
             self._check_identity(checkpoint.identity, identity)
         with self._sink_errors():
             self._now = checkpoint or _Checkpoint(identity)
-            self._rename(self._now.staged)
+            self._put_in_place(self._now.removed, self._now.staged)
             for leftover in self._staged_folder.iterdir():
                 leftover.unlink()
             self._check_files()
@@ -191,29 +228,33 @@ class Storage:
             length = file.tell()
             self._next_files[name] = FileState(length, *_tail(file, length), note)
 
+    def remove(self, name: str) -> None:
+        """Let the next commit let go of a file that is there."""
+        self._removed.append(name)
+
     def commit(self, offsets: Mapping[str, Mapping[int, int]], view: View | None) -> None:
-        """Make all appends and replacements durable together with *offsets* and *view*.
+        """Make all appends, replacements and removals durable together with *offsets* and *view*.
 
         Raises:
             SinkError: the disk is full or broken, or a file was changed by something else.
         """
         now, copied = self._now, {topic: dict(at) for topic, at in offsets.items()}
-        if not self._next_files and copied == now.offsets and view == now.view:
+        if not self._next_files and not self._removed and copied == now.offsets and view == now.view:
             return
-        generation = now.generation + 1
-        following = _Checkpoint(now.identity, generation, view, copied, now.files | self._next_files, self._staged)
+        change = _Change(now.generation + 1, view, copied, self._next_files, self._removed, self._staged)
         with self._sink_errors():
             try:
-                self._write_files(generation)
-                written = _written_aside(self._own / "checkpoint.json", _encoded(following))
+                self._write_files(change.generation)
+                write_whole = not self._whole_bytes or self._log_bytes > max(_LEAST_LOG_BYTES, self._whole_bytes)
+                flush = (self._prepare_whole if write_whole else self._add_to_log)(change)
             except BaseException:
                 self._take_back()
                 raise
-            # From here on nothing is taken back: the new checkpoint may be in force.
-            _put_in_place(written)
-            self._now = following
-            self._rename(self._staged)
-        self._next_files, self._appends, self._staged, self._grown = {}, {}, {}, set()
+            # From here on nothing is taken back: the commit may be in force.
+            flush()
+            now.add(change)
+            self._put_in_place(change.removed, change.staged)
+        self._next_files, self._appends, self._staged, self._removed, self._grown = {}, {}, {}, [], set()
 
     def close(self) -> None:
         """Let another process have the folder."""
@@ -251,17 +292,90 @@ class Storage:
     def _read_checkpoint(self) -> _Checkpoint | None:
         path = self._own / "checkpoint.json"
         try:
-            return _decoded(orjson.loads(path.read_bytes()))
+            whole = path.read_bytes()
+            checkpoint = _decoded(orjson.loads(whole))
+            path = self._own / "checkpoint.log"
+            for change in self._read_log(checkpoint.generation):
+                checkpoint.add(change)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SinkError(
                 f"{path} cannot be read ({error!r}): restore it, or choose another --storage to write all files anew"
             ) from error
+        self._whole_bytes = len(whole)
+        return checkpoint
+
+    def _read_log(self, generation: int) -> Iterator[_Change]:
+        """Yield what comes after *generation*, and cut off a commit that did not happen.
+
+        Raises:
+            ValueError: a line is broken that is not the last one.
+        """
+        path = self._own / "checkpoint.log"
+        content = path.read_bytes() if path.exists() else b""
+        for line in content.splitlines(keepends=True):
+            change = _decoded_change(line)
+            if change is None:
+                if self._log_bytes + len(line) < len(content):
+                    raise ValueError(f"the line at byte {self._log_bytes} is broken")
+                os.truncate(path, self._log_bytes)
+                return
+            self._log_bytes += len(line)
+            # Older ones are in the whole already, if the process died before it could empty the log.
+            if change.generation > generation:
+                generation += 1
+                if change.generation != generation:
+                    raise ValueError(f"commit {generation} is missing")
+                yield change
+
+    def _prepare_whole(self, change: _Change) -> Callable[[], None]:
+        """Write all aside as it is after *change*; return what makes that the commit."""
+        now = self._now
+        gone = set(change.removed)
+        files = {name: state for name, state in (now.files | change.files).items() if name not in gone}
+        whole = _Checkpoint(
+            now.identity, change.generation, change.view, change.offsets, files, change.removed, change.staged
+        )
+        encoded = _encoded(whole)
+        aside = _written_aside(self._own / "checkpoint.json", encoded)
+
+        def put_in_place() -> None:
+            _put_in_place(aside)
+            log = os.open(self._own / "checkpoint.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            os.close(log)
+            self._whole_bytes, self._log_bytes = len(encoded), 0
+
+        return put_in_place
+
+    def _add_to_log(self, change: _Change) -> Callable[[], None]:
+        """Add *change* to the log; return what brings it to disk."""
+        line = _encoded_change(change)
+        path = self._own / "checkpoint.log"
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _write_all(descriptor, line)
+        except BaseException:
+            with suppress(OSError):
+                os.ftruncate(descriptor, self._log_bytes)
+            os.close(descriptor)
+            raise
+        is_new = not self._log_bytes
+
+        def flush() -> None:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            if is_new:
+                _flush(self._own)
+            self._log_bytes += len(line)
+
+        return flush
 
     def _check_identity(self, was: Identity, asked: Identity) -> None:
         differences = [
-            f"{name} is {asked_value!r}, was {was_value!r}"
+            f"{name} is {_spelled(asked_value)}, was {_spelled(was_value)}"
             for name, asked_value, was_value in (
                 *((o, asked.options.get(o), was.options.get(o)) for o in sorted(asked.options | was.options)),
                 ("cluster", asked.cluster, was.cluster),
@@ -270,7 +384,10 @@ class Storage:
             if asked_value != was_value
         ]
         if differences:
-            raise ConfigError(f"{self.folder} holds other data ({'; '.join(differences)}): choose another --storage")
+            raise ConfigError(
+                f"{self.folder} holds other data ({'; '.join(differences)}): "
+                "give the flags that it was begun with, or choose another --storage"
+            )
 
     def _check_files(self) -> None:
         """Cut what a commit that did not happen has appended, and refuse files that are not as we left them."""
@@ -319,9 +436,7 @@ class Storage:
         try:
             self._check_length(name, os.fstat(descriptor).st_size)
             self._grown.add(name)
-            rest = memoryview(self._appends[name])
-            while rest:
-                rest = rest[os.write(descriptor, rest) :]
+            _write_all(descriptor, self._appends[name])
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -337,16 +452,29 @@ class Storage:
             with suppress(OSError):
                 (self._staged_folder / temporary).unlink()
 
-    def _rename(self, staged: Mapping[str, str]) -> None:
-        """Put staged files in their places; those that are not there any more have been."""
-        folders = {self.path(name).parent for name in staged}
-        for folder in folders:
-            _make_folder(folder)
-        for name, temporary in staged.items():
-            with suppress(FileNotFoundError):
-                os.replace(f"{self._prefix}{_STAGED}/{temporary}", self._prefix + name)  # noqa: PTH105 - see _prefix
-        for folder in (*folders, self._staged_folder) if staged else ():
-            _flush(folder)
+    def _put_in_place(self, removed: Iterable[str], staged: Mapping[str, str]) -> None:
+        """Let go of files and rename the staged ones; those that are not there any more have been done before.
+
+        What goes goes first: a reader whose list of a folder has both finds that it cannot open what went.
+        """
+        gone, coming = _by_folder(removed), _by_folder(staged)
+        for folder in sorted(gone.keys() | coming.keys()):
+            for name in gone.get(folder, ()):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._prefix + name)  # noqa: PTH108 - see _prefix
+            if names := coming.get(folder):
+                _make_folder(self.folder / folder)
+            for name in names or ():
+                with suppress(FileNotFoundError):
+                    os.replace(f"{self._prefix}{_STAGED}/{staged[name]}", self._prefix + name)  # noqa: PTH105 - same
+        _for_each(self._flush_folder, sorted(gone.keys() | coming.keys()))
+        if staged:
+            _flush(self._staged_folder)
+
+    def _flush_folder(self, folder: str) -> None:
+        # What went may have been all that a folder had, and somebody may have tidied up since.
+        with suppress(FileNotFoundError):
+            _flush(self._prefix + folder)
 
     def _changed(self, name: str, how: str) -> SinkError:
         return SinkError(
@@ -365,22 +493,70 @@ class Storage:
             ) from error
 
 
+def _spelled(value: str | None) -> str:
+    return "the default" if value is None else repr(value)
+
+
 def _encoded(checkpoint: _Checkpoint) -> bytes:
     fields = {"version": FORMAT_VERSION} | {name: getattr(checkpoint, name) for name in _Checkpoint.__slots__}
-    return orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS)
+    return orjson.dumps(fields, default=tuple, option=orjson.OPT_NON_STR_KEYS)
 
 
 def _decoded(fields: dict[str, Any]) -> _Checkpoint:
-    if fields["version"] != FORMAT_VERSION:
+    if fields["version"] not in (1, FORMAT_VERSION):
         raise ConfigError(f"the storage was written by another version of podstream ({fields['version']}): update it")
+    files = fields["files"].items()
+    if fields["version"] == 1:
+        # There a file's state is an object, and nothing goes.
+        files = ((name, [state[part] for part in FileState._fields]) for name, state in files)
     return _Checkpoint(
         identity=Identity(**fields["identity"]),
         generation=fields["generation"],
-        view=View(**fields["view"]) if fields["view"] else None,
-        offsets={topic: {int(p): at for p, at in offsets.items()} for topic, offsets in fields["offsets"].items()},
-        files={name: FileState(**state) for name, state in fields["files"].items()},
+        view=_decoded_view(fields["view"]),
+        offsets=_decoded_offsets(fields["offsets"]),
+        files={name: FileState(*state) for name, state in files},
+        removed=fields.get("removed", []),
         staged=fields["staged"],
     )
+
+
+def _encoded_change(change: _Change) -> bytes:
+    """Return a line: a checksum of what follows, and the change."""
+    fields = {name: getattr(change, name) for name in _Change.__slots__}
+    content = orjson.dumps(fields, default=tuple, option=orjson.OPT_NON_STR_KEYS)
+    return b"%08x %b\n" % (zlib.crc32(content), content)
+
+
+def _decoded_change(line: bytes) -> _Change | None:
+    """Read a line; None: it is not whole."""
+    content = line[9:-1]
+    if line != b"%08x %b\n" % (zlib.crc32(content), content):
+        return None
+    fields = orjson.loads(content)
+    fields["view"], fields["offsets"] = _decoded_view(fields["view"]), _decoded_offsets(fields["offsets"])
+    fields["files"] = {name: FileState(*state) for name, state in fields["files"].items()}
+    return _Change(**fields)
+
+
+def _decoded_view(fields: dict[str, str] | None) -> View | None:
+    return View(**fields) if fields else None
+
+
+def _decoded_offsets(offsets: dict[str, dict[str, int]]) -> Offsets:
+    return {topic: {int(p): at for p, at in partitions.items()} for topic, partitions in offsets.items()}
+
+
+def _by_folder(names: Iterable[str]) -> dict[str, list[str]]:
+    folders: dict[str, list[str]] = {}
+    for name in names:
+        folders.setdefault(name.rpartition("/")[0], []).append(name)
+    return folders
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _tail(file: BinaryIO, length: int, tail_bytes: int = _TAIL_BYTES) -> tuple[int, int]:

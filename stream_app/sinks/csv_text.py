@@ -1,26 +1,25 @@
-"""Rows as CSV text: how cells are written, and how rows are merged into a file that is there."""
+"""Rows as CSV text: how cells are written, and how rows are merged into a file that is there. Pure.
+
+Cells hold what was reported and nothing else: a pod whose name begins with ``=``, ``+``,
+``-`` or ``@`` (Kubernetes has none) is not altered for the sake of spreadsheets, which
+would take it for a formula. UTF-8 without a mark, lines end with a line feed.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
-from itertools import pairwise
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import isnan
-from typing import BinaryIO
 
+import numpy as np
 import orjson
 
-from ingestor.core.time_range import iso
-from stream_app.records import Record
+from stream_app.records import Records
+from stream_app.sinks.csv_style import CsvStyle
 
 Key = tuple[int, str]
 """Window start in ms and pod ("" in service records): what a row is known by within its file."""
-
-Row = tuple[int, str, int, Record]
-"""Window start in ms, pod, offset, record."""
 
 Rank = tuple[bool, int]
 """Complete, revision: of two records of one row the higher rank stays, of equals the later."""
@@ -28,129 +27,139 @@ Rank = tuple[bool, int]
 COMMON_RANK: Rank = (True, 0)
 """Of rows whose rank is not written down."""
 
-_NO_MORE: tuple[Row | None, bytes] = (None, b"")
+Arrival = tuple[Key, Rank, bytes]
+"""A row that is to be merged into a file, and its line."""
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NEVER_MS = 2**63
 
 
 class Table:
     """The columns of one file: ``timestamp``, ``pod`` unless these are service records, metrics."""
 
-    __slots__ = ("_known", "metrics", "with_pod")
+    __slots__ = ("_known", "_style", "metrics", "with_pod")
 
-    def __init__(self, metrics: Sequence[str], *, with_pod: bool) -> None:
+    def __init__(self, metrics: Sequence[str], style: CsvStyle, *, with_pod: bool) -> None:
         self.metrics = tuple(metrics)
         self.with_pod = with_pod
+        self._style = style
         self._known = frozenset(metrics)
 
     @classmethod
-    def read(cls, file: BinaryIO, *, with_pod: bool) -> Table:
+    def read(cls, file: Iterator[bytes], style: CsvStyle, *, with_pod: bool) -> Table:
         """Read the header and leave *file* at the first row.
 
         Raises:
             ValueError: the file does not begin with such a header.
         """
-        names = _cells(next(_logical_lines(file), b"\n"))
+        names = cells_of(next(logical_lines(file), b"\n"))
         fixed = ["timestamp", "pod"] if with_pod else ["timestamp"]
         if names[: len(fixed)] != fixed:
             raise ValueError(f"its first columns are {names[: len(fixed)]}, not {fixed}")
-        return cls(names[len(fixed) :], with_pod=with_pod)
+        return cls(names[len(fixed) :], style, with_pod=with_pod)
 
     def header(self) -> bytes:
         names = ("timestamp", "pod", *self.metrics) if self.with_pod else ("timestamp", *self.metrics)
         return ",".join(map(_quoted, names)).encode() + b"\n"
 
-    def widened(self, rows: Iterable[Row]) -> Table:
-        """Return a table with a column for every metric of *rows*, new ones at the end, by name."""
-        new = set().union(*(row[3].metrics for row in rows)) - self._known
-        return Table((*self.metrics, *sorted(new)), with_pod=self.with_pod) if new else self
+    def widened(self, metrics: Iterable[str]) -> Table:
+        """Return a table with a column for all *metrics*, new ones at the end, by name."""
+        new = set(metrics) - self._known
+        return Table((*self.metrics, *sorted(new)), self._style, with_pod=self.with_pod) if new else self
 
-    def lines(self, rows: Iterable[Row]) -> list[bytes] | None:
-        """Return each row's line, or None when a metric has no column.
+    def with_metrics(self, metrics: Sequence[str]) -> Table:
+        """Return a table with columns for these metrics, none of which has one, at the end."""
+        return Table((*self.metrics, *metrics), self._style, with_pod=self.with_pod) if metrics else self
 
-        An absent metric is an empty cell; NaN, +Inf and -Inf are spelled as Prometheus
-        spells them; other numbers are as ``repr`` writes them, so all their digits survive.
+    def without(self, columns: Collection[int]) -> Table:
+        """Return a table without the metrics of these numbers."""
+        kept = [name for column, name in enumerate(self.metrics) if column not in columns]
+        return Table(kept, self._style, with_pod=self.with_pod)
+
+    def padded(self, narrower: Table, line: bytes) -> bytes:
+        """Return a line of a table with only the first of these columns, with all of them."""
+        missing = len(self.metrics) - len(narrower.metrics)
+        return line[:-1] + b",%b" % self._style.absent.encode() * missing + b"\n" if missing else line
+
+    def lines(self, records: Records) -> list[bytes]:
+        """Return each record's line; metrics without a column are left out.
+
+        NaN, +Inf and -Inf are spelled as Prometheus spells them; other numbers are as
+        ``repr`` writes them, so all their digits survive.
         """
-        lines, names, width, with_pod = [], self.metrics, len(self.metrics), self.with_pod
-        for start_ms, pod, _, record in rows:
-            metrics = record.metrics
-            cells = list(map(metrics.get, names))
-            absent = cells.count(None)
-            if width - absent != len(metrics):
-                return None
-            # Ten times as fast as repr for each cell, and the same text but for what follows.
-            text = orjson.dumps(cells)[1:-1]
-            nulls = text.count(b"null")
-            if nulls:
-                text = _with_gaps(cells, text) if nulls > absent else text.replace(b"null", b"")
-            if b"e" in text:
-                text = _respelled(text, b"e")
-            if b"0.0000" in text:
-                text = _respelled(text, b"0.0000")
-            parts = [_timestamp(start_ms)]
-            if with_pod:
-                parts.append(_pod(pod))
-            if width:
-                parts.append(text)
-            lines.append(b",".join(parts) + b"\n")
-        return lines
+        write_time = self._style.time_writer()
+        starts_ms, whos = records.window_start_ms.tolist(), records.who.tolist()
+        times = {start_ms: write_time(start_ms).encode() for start_ms in set(starts_ms)}
+        parts: list[Iterator[bytes]] = [map(times.__getitem__, starts_ms)]
+        if self.with_pod:
+            pods = {who: _quoted(records.whos[who][1] or "").encode() for who in set(whos)}
+            parts.append(map(pods.__getitem__, whos))
+        if self.metrics:
+            parts.append(iter(self._cells(records)))
+        return [b",".join(row) + b"\n" for row in zip(*parts, strict=True)]
 
-
-def latest(rows: list[Row]) -> list[Row]:
-    """Return one row a key, sorted by key: that of the highest rank, then of the later offset."""
-    if all(a[0] < b[0] or (a[0] == b[0] and a[1] < b[1]) for a, b in pairwise(rows)):
-        return rows
-    best: dict[Key, Row] = {}
-    for row in rows:
-        key = row[0], row[1]
-        other = best.get(key)
-        if other is None or (*rank_of(row), row[2]) > (*rank_of(other), other[2]):
-            best[key] = row
-    return [best[key] for key in sorted(best)]
-
-
-def rank_of(row: Row) -> Rank:
-    return not row[3].partial, row[3].revision
+    def _cells(self, records: Records) -> list[bytes]:
+        """Return the metrics' cells of each row."""
+        values, present = records.matrix(self.metrics)
+        # Many times as fast as repr for each cell, and the same text but for what follows.
+        text = orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[2:-2]
+        may_differ = [mark for mark in (b"e", b"0.0000") if mark in text]
+        rows: list[bytes] = text.split(b"],[") if len(records) else []
+        for mark in may_differ:
+            rows = [_respelled(row, mark) if mark in row else row for row in rows]
+        absent = self._style.absent.encode()
+        not_numbers = np.flatnonzero((present & ~np.isfinite(values)).any(axis=1)).tolist()
+        for i in not_numbers:
+            rows[i] = _with_gaps(rows[i], values[i].tolist(), present[i].tolist(), absent)
+        return [row.replace(b"null", absent) for row in rows] if b"null" in text else rows
 
 
 def merged(
-    file: BinaryIO, old: Table, new: Table, rows: Sequence[Row], ranks: Mapping[Key, Rank], stayed: list[Row]
+    file: Iterator[bytes],
+    old: Table,
+    new: Table,
+    style: CsvStyle,
+    arrivals: Iterator[Arrival],
+    ranks: Mapping[Key, Rank],
+    noted: list[tuple[Key, Rank]],
 ) -> Iterator[bytes]:
-    """Yield the lines of *file* and *rows* as one table in the order of their keys.
+    """Yield the lines of *file* and of *arrivals* as one table in the order of their keys.
 
     Args:
         file: sorted, at its first row.
         old: the columns of *file*.
-        new: *old*, and every metric of *rows*.
-        rows: sorted, one a key.
+        new: those of *arrivals*; *old*, and others behind.
+        style: of both.
+        arrivals: sorted, one a key; they came later than what is in *file*.
         ranks: of the rows of *file* that have another than ``COMMON_RANK``.
-        stayed: is filled with those of *rows* that are in the result.
+        noted: is filled with the ranks of those of *arrivals* that are in the result, where
+            they are another than *ranks* says.
 
     Raises:
         ValueError: a line of *file* does not begin with a timestamp and a pod.
     """
     yield new.header()
-    arriving = zip(rows, new.lines(rows) or (), strict=True)
-    row, text = next(arriving, _NO_MORE)
-    padding = b"," * (len(new.metrics) - len(old.metrics)) + b"\n"
-    for key, line in _keyed_lines(file, with_pod=old.with_pod):
-        while row and row[:2] < key:
-            stayed.append(row)
+    # No key is so high.
+    none: Arrival = ((_NEVER_MS, ""), COMMON_RANK, b"")
+    next_key, rank, text = next(arrivals, none)
+    for key, line in keyed_lines(file, style, with_pod=old.with_pod):
+        while next_key < key:
+            if rank != COMMON_RANK:
+                noted.append((next_key, rank))
             yield text
-            row, text = next(arriving, _NO_MORE)
-        if row and row[:2] == key:
-            wins = rank_of(row) >= ranks.get(key, COMMON_RANK)
-            if wins:
-                stayed.append(row)
-                yield text
-            row, text = next(arriving, _NO_MORE)
-            if wins:
-                continue
-        yield line if len(padding) == 1 else line[:-1] + padding
-    while row:
-        stayed.append(row)
+            next_key, rank, text = next(arrivals, none)
+        if next_key == key:
+            was = ranks.get(key, COMMON_RANK)
+            if rank != was and rank >= was:
+                noted.append((key, rank))
+            yield text if rank >= was else new.padded(old, line)
+            next_key, rank, text = next(arrivals, none)
+        else:
+            yield new.padded(old, line)
+    while text:
+        if rank != COMMON_RANK:
+            noted.append((next_key, rank))
         yield text
-        row, text = next(arriving, _NO_MORE)
+        next_key, rank, text = next(arrivals, none)
 
 
 def _respelled(text: bytes, mark: bytes) -> bytes:
@@ -166,11 +175,11 @@ def _respelled(text: bytes, mark: bytes) -> bytes:
     return b"".join((*parts, text[done:]))
 
 
-def _with_gaps(cells: list[float | None], text: bytes) -> bytes:
+def _with_gaps(text: bytes, values: list[float], present: list[bool], absent: bytes) -> bytes:
     """Tell absent cells from NaN and infinities: JSON has null for all of them."""
     return b",".join(
-        number if number != b"null" else b"" if cell is None else _non_finite(cell)
-        for cell, number in zip(cells, text.split(b","), strict=True)
+        number if number != b"null" else _non_finite(value) if is_present else absent
+        for number, value, is_present in zip(text.split(b","), values, present, strict=True)
     )
 
 
@@ -178,21 +187,27 @@ def _non_finite(value: float) -> bytes:
     return b"NaN" if isnan(value) else b"+Inf" if value > 0 else b"-Inf"
 
 
-def _keyed_lines(file: BinaryIO, *, with_pod: bool) -> Iterator[tuple[Key, bytes]]:
+def keyed_lines(file: Iterable[bytes], style: CsvStyle, *, with_pod: bool) -> Iterator[tuple[Key, bytes]]:
+    """Yield rows as they are, each with its key.
+
+    Raises:
+        ValueError: a line does not begin with a timestamp and a pod.
+    """
+    read_time = style.time_reader()
     last, start_ms = b"", 0
-    for line in _logical_lines(file):
+    for line in logical_lines(file):
         if b'"' in line:
-            cells = _cells(line)
+            cells = cells_of(line)
             timestamp, pod = cells[0].encode(), cells[1] if with_pod and len(cells) > 1 else ""
         else:
             parts = line[:-1].split(b",", 2)
             timestamp, pod = parts[0], parts[1].decode() if with_pod and len(parts) > 1 else ""
         if timestamp != last:
-            last, start_ms = timestamp, _parse_ms(timestamp)
+            last, start_ms = timestamp, read_time(timestamp)
         yield (start_ms, pod), line
 
 
-def _logical_lines(file: BinaryIO) -> Iterator[bytes]:
+def logical_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     """Yield rows with their line end; one with a line break inside quotes is several lines of the file."""
     lines = iter(file)
     for line in lines:
@@ -202,29 +217,16 @@ def _logical_lines(file: BinaryIO) -> Iterator[bytes]:
         yield whole
 
 
-def _cells(line: bytes) -> list[str]:
+def cells_of(line: bytes) -> list[str]:
+    """Return the cells of a row.
+
+    Raises:
+        ValueError: it is none.
+    """
     try:
         return next(csv.reader(io.StringIO(line.decode(), newline="")), [])
     except csv.Error as error:
         raise ValueError(f"{line[:80]!r} is not a row of CSV") from error
-
-
-def _parse_ms(timestamp: bytes) -> int:
-    moment = datetime.fromisoformat(timestamp.decode())
-    if moment.tzinfo is None:
-        raise ValueError(f"{timestamp!r} is not a time in UTC")
-    delta = moment - _EPOCH
-    return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
-
-
-@lru_cache(maxsize=4_096)
-def _timestamp(start_ms: int) -> bytes:
-    return iso(start_ms).encode()
-
-
-@lru_cache(maxsize=65_536)
-def _pod(pod: str) -> bytes:
-    return _quoted(pod).encode()
 
 
 def _quoted(text: str) -> str:

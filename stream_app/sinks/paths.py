@@ -2,11 +2,15 @@
 
 Any text becomes a relative path that stays inside the storage, that no other
 text becomes, and that can be read back. Kubernetes' own names are unchanged.
+
+For Parquet they are folders of Hive's layout, which every reader decodes by itself.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
+from hashlib import blake2b
 from urllib.parse import quote, unquote
 
 from ingestor.core.topics import NO_NAMESPACE
@@ -48,6 +52,27 @@ def encoded(name: str) -> str:
 def decoded(path: str) -> str:
     """Return the name that ``encoded`` made *path* of."""
     return "" if path == NO_NAMESPACE else unquote(path.replace(f"{_CONTINUED}/", ""))
+
+
+def hive(key: str, value: str) -> str:
+    """Return the name of the folder of all rows with *value*, as Hive's readers take it apart.
+
+    Nothing is ``_``: Hive's own word for it becomes a null, which pandas cannot read among texts. Of a
+    value that is too long for a folder's name its beginning is left, and a digest.
+    """
+    text = NO_NAMESPACE if value == "" else _escape(value) if value == NO_NAMESPACE else quote(value, safe="")
+    if len(text) > _PIECE_BYTES:
+        begin = re.sub("%.?$", "", text[:_PIECE_BYTES])
+        text = f"{begin}~{blake2b(value.encode(), digest_size=8).hexdigest()}"
+    return f"{key}={text}"
+
+
+def column_name(name: str, taken: Container[str], kind: str) -> str:
+    """Return *name* as a column beside those that are *taken*: where it is one of them, ``kind.`` comes before it.
+
+    So it does where *name* begins with that itself: no two names become one.
+    """
+    return f"{kind}.{name}" if name in taken or name.startswith(f"{kind}.") else name
 
 
 def _pieces(text: str) -> list[str]:

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import csv
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
+from urllib.parse import unquote
+
+import pyarrow.parquet as pq
+from record_columns import columns
 
 from ingestor.core.time_range import iso
 from stream_app.records import Record
 from stream_app.sinks.base import Sink, View
 from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
+from stream_app.sinks.csv_style import CsvStyle
+from stream_app.sinks.parquet_files import ParquetSink
+from stream_app.sinks.part_store import Limits
 
 TOPIC, PARTITION = "metrics.pods", 0
 VIEW = View("1m", "mean")
+PLAIN = CsvStyle()
 MINUTE_MS = 60_000
 START_MS = 1_795_435_200_000
 
@@ -26,14 +34,32 @@ def identity(**options: str) -> Identity:
     return Identity("cluster-1", {TOPIC: "topic-1"}, {"format": "csv", **options})
 
 
-def open_csv(folder: Path, group_by: Sequence[str] = ("pod",)) -> CsvSink:
+def opened(folder: Path, group_by: Sequence[str], file_format: str, **options: str) -> Storage:
     storage = Storage(folder)
     try:
-        storage.open(identity(group_by=",".join(group_by)))
+        storage.open(identity(group_by=",".join(group_by), format=file_format, **options))
     except BaseException:
         storage.close()
         raise
-    return CsvSink(storage, group_by)
+    return storage
+
+
+def open_csv(
+    folder: Path, group_by: Sequence[str] = ("pod",), style: CsvStyle = PLAIN, drop: Collection[str] = ()
+) -> CsvSink:
+    return CsvSink(opened(folder, group_by, "csv", **style.options()), group_by, style, drop)
+
+
+def open_parquet(folder: Path, group_by: Sequence[str] = ("pod",), limits: Limits | None = None) -> ParquetSink:
+    return ParquetSink(opened(folder, group_by, "parquet"), group_by, limits)
+
+
+def open_small_parquet(folder: Path) -> ParquetSink:
+    """With parts so small, and so little written anew, that few rows show all that a store does."""
+    return open_parquet(folder, limits=Limits(part_cells=24, rewritten_per_row=1, rewritten_per_commit=1))
+
+
+SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv, "parquet": open_small_parquet}
 
 
 def record(
@@ -63,14 +89,16 @@ def record(
     )
 
 
-def play(sink: Sink, records: Sequence[Record], batch: int) -> None:
+def play(sink: Sink, records: Sequence[Record], batch: int, *, complete: bool = True) -> None:
     """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index."""
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)
     while at < len(records):
         end = min(at + batch, len(records))
-        sink.write(list(enumerate(records[at:end], at)))
+        sink.write(columns(records[at:end], at))
         sink.commit({TOPIC: {PARTITION: end}}, VIEW)
         at = end
+    if complete:
+        sink.complete()
 
 
 def expected(records: Iterable[Record]) -> Files:
@@ -90,7 +118,7 @@ def expected(records: Iterable[Record]) -> Files:
 
 def found(folder: Path) -> Files:
     """Read all files, and insist that their rows are sorted, unique and whole."""
-    files: Files = {}
+    files = _found_in_parquet(folder)
     for path in sorted(folder.glob("*/*.csv")):
         with path.open(newline="") as file:
             header, *rows = csv.reader(file)
@@ -103,6 +131,23 @@ def found(folder: Path) -> Files:
             key: {name: cell for name, cell in zip(header[fixed:], row[fixed:], strict=True) if cell}
             for key, row in zip(keys, rows, strict=True)
         }
+    return files
+
+
+def _found_in_parquet(folder: Path) -> Files:
+    files: Files = {}
+    for path in sorted(folder.glob("namespace=*/service=*/date=*/part-*.parquet")):
+        table = pq.ParquetFile(path).read()
+        fixed = [name for name in ("timestamp", "pod") if name in table.column_names]
+        cells = [table[name].to_pylist() for name in fixed]
+        times = [iso(ms) for ms in table["timestamp"].cast("int64").to_pylist()]
+        keys = list(zip(times, *cells[1:], strict=True))
+        assert [key[::-1] for key in keys] == sorted({key[::-1] for key in keys}), path
+        service = "/".join(unquote(part.partition("=")[2]) for part in path.relative_to(folder).parts[:2])
+        rows = files.setdefault(service, {})
+        assert not rows.keys() & set(keys), path
+        for key, row in zip(keys, table.drop_columns(fixed).to_pylist(), strict=True):
+            rows[key] = {name: repr(value) for name, value in row.items() if value is not None}
     return files
 
 
@@ -127,11 +172,25 @@ def long_scenario(count: int) -> list[Record]:
     return records
 
 
+def late_scenario(live: int, history: int) -> list[Record]:
+    """Live data, and the history before it; some of it comes twice, has a new metric, or changes what is live."""
+    records = [record(history + minute, pod, cpu=minute / 7) for minute in range(live) for pod in ("a", "b")]
+    for minute in range(history):
+        records.append(record(minute, "a", cpu=minute / 3, partial=minute % 5 == 4))
+        records.append(record(minute, "b", cpu=minute / 3, rss=float(minute)) if minute % 4 == 3 else records[-1])
+        if minute % 7 == 6:
+            records.append(record(history + minute % live, "a", cpu=-1.0, revision=1))
+            records.append(record(history + live + minute, "a", cpu=minute / 9))
+            records.append(record(history + live + minute, "c", extra=1.0))
+    return records
+
+
 if __name__ == "__main__":
-    # folder, number of records, records a commit
-    sink = open_csv(Path(sys.argv[1]))
+    # format, folder, number of records, records a commit, "late" where it is history behind live data
+    sink = SINKS[sys.argv[1]](Path(sys.argv[2]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
-    play(sink, long_scenario(int(sys.argv[2])), int(sys.argv[3]))
+    count = int(sys.argv[3])
+    play(sink, late_scenario(100, count) if "late" in sys.argv else long_scenario(count), int(sys.argv[4]))
     sink.close()
     sys.stdout.write("done\n")

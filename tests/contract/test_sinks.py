@@ -20,13 +20,27 @@ import pytest
 import sink_scenario
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sink_scenario import TOPIC, VIEW, expected, found, identity, long_scenario, open_csv, play, record
+from record_columns import columns
+from sink_scenario import (
+    SINKS,
+    TOPIC,
+    VIEW,
+    expected,
+    found,
+    identity,
+    late_scenario,
+    long_scenario,
+    open_csv,
+    play,
+    record,
+)
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Sink
 from stream_app.sinks.checkpoint import Identity, Storage
 
-SINKS: dict[str, Callable[[Path], Sink]] = {"csv": open_csv}
+PATHS = [Path(__file__).parents[2], Path(__file__).parents[1]]
+"""Where child processes find what is ours, and what is the tests'."""
 
 SCENARIO = [
     record(0, "a", cpu=0.1, rss=1e16),
@@ -66,6 +80,23 @@ def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, 
     assert found(tmp_path) == expected(SCENARIO)
 
 
+@pytest.mark.parametrize("batch", [1, 7, 40])
+def test_history_behind_live_data(open_sink: Callable[[Path], Sink], tmp_path: Path, batch: int) -> None:
+    """What waits to be brought in survives restarts, and in the end nothing shows that it has waited."""
+    records = late_scenario(30, 60)
+    for until in range(0, len(records), 50):
+        sink = open_sink(tmp_path)
+        play(sink, records[:until], batch, complete=False)
+        sink.close()
+    finish(open_sink, tmp_path, records, batch)
+    assert found(tmp_path) == expected(records)
+    sink = open_sink(tmp_path)
+    assert not sink.is_behind
+    sink.finish()
+    sink.close()
+    assert found(tmp_path) == expected(records)
+
+
 @given(
     st.lists(
         st.builds(
@@ -81,17 +112,29 @@ def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, 
         max_size=30,
     ),
     st.integers(1, 8),
+    st.lists(st.booleans(), min_size=31, max_size=31),
 )
-@settings(max_examples=60, deadline=None)
-def test_any_order_and_any_batches(tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int) -> None:
+@pytest.mark.parametrize("kind", SINKS)
+@settings(max_examples=40)
+def test_any_order_and_any_batches(
+    kind: str, tmp_path_factory: pytest.TempPathFactory, records: list[Any], batch: int, complete: list[bool]
+) -> None:
     """Order, revisions, partial records, odd names and restarts between commits never show in the rows."""
     folder = tmp_path_factory.mktemp("any")
-    for until in range(0, len(records) + batch, batch):
-        finish(open_csv, folder, records[:until], batch)
+    # Long enough for others to wait behind it.
+    records = [*(record(3, f"pod-{i:02}", cpu=1.0) for i in range(batch * 4)), *records]
+    for until, completes in zip(range(batch * 4, len(records) + batch, batch), complete, strict=False):
+        sink = SINKS[kind](folder)
+        play(sink, records[:until], batch, complete=completes)
+        sink.close()
+    finish(SINKS[kind], folder, records, batch)
     assert found(folder) == expected(records)
 
 
-def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path], Sink], tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", [SCENARIO, late_scenario(12, 7)], ids=["mixed", "late"])
+def test_a_crash_at_any_step_loses_and_doubles_nothing(
+    open_sink: Callable[[Path], Sink], tmp_path: Path, scenario: list[Any]
+) -> None:
     """From the state of the disk before and after every call to the system, a restart reaches the same files.
 
     So does one that itself crashed at any step of putting things right.
@@ -99,29 +142,34 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(open_sink: Callable[[Path
     folder, copies = tmp_path / "storage", tmp_path / "copies"
     sink = open_sink(folder)
     with _copied_at_every_step(folder, copies):
-        play(sink, SCENARIO, 2)
+        play(sink, scenario, 2 if scenario is SCENARIO else 12)
     sink.close()
     states = sorted(copies.iterdir())
-    assert len(states) > 60
+    assert len(states) > 25
     for state in list(states):
         again = tmp_path / "again" / state.name
         with _copied_at_every_step(state, again):
             open_sink(state).close()
         states += again.iterdir()
-    assert len(states) > 150
+    assert len(states) > 60
     for state in states:
-        finish(open_sink, state, SCENARIO, 4)
-        assert found(state) == expected(SCENARIO), state
+        finish(open_sink, state, scenario, 4)
+        assert found(state) == expected(scenario), state
         assert not list((state / ".stream-app" / "staged").iterdir())
 
 
-def test_kill_9_at_random_moments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scenario", ["mixed", "late"])
+@pytest.mark.parametrize("kind", SINKS)
+def test_kill_9_at_random_moments(kind: str, tmp_path: Path, scenario: str) -> None:
     """Killed again and again, the writer ends with the files of one that was not."""
-    records, command = 6_000, [sys.executable, sink_scenario.__file__, str(tmp_path)]
+    records, command = 6_000, [sys.executable, sink_scenario.__file__, kind, str(tmp_path)]
+    whole = late_scenario(100, records) if scenario == "late" else long_scenario(records)
     chance, kills = random.Random(7), 0
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     while True:
-        with subprocess.Popen([*command, str(records), "40"], stdout=subprocess.PIPE, env=environment) as process:
+        with subprocess.Popen(
+            [*command, str(records), "40", scenario], stdout=subprocess.PIPE, env=environment
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
             # Enough to end it, should the machine be too fast for the kills.
@@ -131,9 +179,9 @@ def test_kill_9_at_random_moments(tmp_path: Path) -> None:
         kills += not done
         if done or kills == 15:
             break
-    finish(open_csv, tmp_path, long_scenario(records), 500)
+    finish(SINKS[kind], tmp_path, whole, 500)
     assert kills >= 3
-    assert found(tmp_path) == expected(long_scenario(records))
+    assert found(tmp_path) == expected(whole)
 
 
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
@@ -141,11 +189,11 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     folder = tmp_path / "storage"
     finish(open_csv, folder, SCENARIO[:2], 2)
     before = (folder / "prod/api.csv").read_bytes()
-    checkpoint = (folder / ".stream-app/checkpoint.json").read_bytes()
+    committed = (folder / ".stream-app/checkpoint.log").read_bytes()
     finish(open_csv, folder, SCENARIO[:4], 2)
     after = (folder / "prod/api.csv").read_bytes()
     assert after.startswith(before)
-    (folder / ".stream-app/checkpoint.json").write_bytes(checkpoint)
+    (folder / ".stream-app/checkpoint.log").write_bytes(committed)
     for length in range(len(before), len(after) + 1):
         (folder / "prod/api.csv").write_bytes(after[:length])
         open_csv(folder).close()
@@ -184,9 +232,10 @@ def test_files_changed_while_we_run_are_refused(tmp_path: Path, rows: list[Any])
     path = tmp_path / "prod/api.csv"
     path.write_bytes(path.read_bytes() + b"mine\n")
     content = path.read_bytes()
-    sink.write(list(enumerate(rows, 4)))
-    with pytest.raises(SinkError, match="changed by something else"):
+    sink.write(columns(rows, 4))
+    with pytest.raises(SinkError, match="changed by something else"):  # noqa: PT012 - the first, or the second
         sink.commit({TOPIC: {0: 6}}, VIEW)
+        sink.complete()
     sink.close()
     with pytest.raises(SinkError, match="changed by something else"):
         open_csv(tmp_path)
@@ -267,7 +316,7 @@ except SinkError as error:
     print(error)
     assert found(folder) == before
 """
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     result = subprocess.run(
         [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
     )
@@ -281,6 +330,31 @@ def test_many_files_in_one_commit(tmp_path: Path) -> None:
     records = [record(minute, "p", service=f"s{i}", cpu=float(minute)) for minute in range(3) for i in range(50)]
     finish(open_csv, tmp_path, records, 50)
     assert found(tmp_path) == expected(records)
+
+
+MANY = """
+import resource, sys
+from pathlib import Path
+from test_sinks import *
+resource.setrlimit(resource.RLIMIT_NOFILE, (48, 48))
+records = [record(minute, "p", service=f"s{i}", cpu=float(minute)) for minute in (1, 2) for i in range(10_000)]
+records += [record(0, "p", service=f"s{i}", cpu=0.5) for i in range(100)]
+finish(SINKS[sys.argv[2]], Path(sys.argv[1]), records, 10_000)
+finish(SINKS[sys.argv[2]], Path(sys.argv[1]), records, 10_000)
+"""
+
+
+@pytest.mark.parametrize("name", SINKS)
+def test_ten_thousand_services_need_few_open_files(tmp_path: Path, name: str) -> None:
+    """New files, appends, rewrites and a restart are done with 48 descriptors, those of Python and its threads too."""
+    paths = os.pathsep.join(map(str, [*PATHS, Path(__file__).parent]))
+    subprocess.run(
+        [sys.executable, "-c", MANY, str(tmp_path), name], check=True, env=os.environ | {"PYTHONPATH": paths}
+    )
+    files = found(tmp_path)
+    assert len(files) == 10_000
+    assert {len(rows) for rows in files.values()} == {2, 3}
+    assert sum(map(len, files.values())) == 20_100
 
 
 def test_a_commit_without_news_writes_nothing(tmp_path: Path) -> None:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import logging
+import os
+import pty
 import random
+import re
+import signal
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import uuid
@@ -16,8 +24,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import commands
 import orjson
 import pytest
+from commands import stream_app
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -26,6 +36,8 @@ from ingestor.core.topics import Topics, partition_of
 from ingestor.kafka import Cluster
 from ingestor.local.kafka import LocalKafka
 from stream_app.files import FilesProgress, FilesSettings, run_files
+from stream_app.sink_loop import Start
+from stream_app.sinks.csv_style import CsvStyle
 
 NOON_MS = 1_795_435_200_000
 PARTITIONS = 3
@@ -82,10 +94,11 @@ class Worker:
         self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": uuid.uuid4().hex})
         self._producer.init_transactions(30)
 
-    def send(self, topic: str, *values: bytes, service: str = "api", commit: bool = True) -> None:
+    def send(self, topic: str, *values: bytes, service: str = "api", commit: bool = True, written_ms: int = 0) -> None:
         self._producer.begin_transaction()
+        partition = partition_of(f"prod/{service}".encode(), PARTITIONS)
         for value in values:
-            self._producer.produce(topic, value, partition=partition_of(f"prod/{service}".encode(), PARTITIONS))
+            self._producer.produce(topic, value, partition=partition, timestamp=written_ms)
         self._producer.flush(30)
         if commit:
             self._producer.commit_transaction(30)
@@ -163,6 +176,139 @@ def test_killed_again_and_again(settings: FilesSettings, worker: Worker, topics:
     assert run(settings).rows > 0
     for service in services:
         assert minutes(settings.storage / f"prod/{service}.csv") == list(range(count))
+
+
+def test_history_behind_live_data_killed_again_and_again(
+    settings: FilesSettings, worker: Worker, topics: Topics
+) -> None:
+    """What waits to be merged survives kill -9 too; an end of what is there is never returned without it."""
+    live, history = range(20_000, 20_400), range(12_000)
+    worker.send(topics.pods, *(message(minute) for minute in live))
+    assert run(settings).rows == len(live)
+    for first in range(0, len(history), 1_000):
+        worker.send(topics.pods, *(message(minute) for minute in history[first : first + 1_000]))
+    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage)]
+    chance = random.Random(5)
+    for _ in range(4):
+        with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
+            deadline = threading.Timer(20, process.kill)
+            deadline.start()
+            assert process.stdout is not None
+            assert process.stdout.readline(), "nothing was left to be written"
+            deadline.cancel()
+            time.sleep(chance.uniform(0, 0.05))
+            process.kill()
+    run(settings)
+    assert minutes(settings.storage / "prod/api.csv") == [*history, *live]
+    assert not list((settings.storage / ".stream-app").glob("waiting/*/*"))
+
+
+def test_what_is_late_is_there_in_time(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """Although more and more comes, and a file is never left alone."""
+    stop, path = threading.Event(), settings.storage / "prod/api.csv"
+    live = replace(settings, until_idle=False, complete_s=1.0)
+    worker.send(topics.pods, *(message(minute) for minute in range(1_000, 3_000)))
+    runner = threading.Thread(target=run_files, args=(live, stop))
+    runner.start()
+    deadline = time.monotonic() + 60
+    try:
+        for minute in range(1_000):
+            worker.send(topics.pods, message(3_000 + minute), *([message(7)] if minute == 5 else []))
+            if path.exists() and b"\n2026-11-23T12:07:00Z," in path.read_bytes():
+                break
+            assert time.monotonic() < deadline
+    finally:
+        stop.set()
+        runner.join(30)
+    run(settings)
+    assert minutes(path) == [7, *range(1_000, 3_001 + minute)]
+
+
+def test_a_topic_that_goes_is_told(settings: FilesSettings, worker: Worker, topics: Topics, admin: AdminClient) -> None:
+    """A run for good does not wait for ever for what cannot come."""
+    worker.send(topics.pods, message(0))
+    errors: list[Exception] = []
+    seen = threading.Event()
+
+    def run_for_good() -> None:
+        try:
+            run_files(replace(settings, until_idle=False), threading.Event(), lambda _: seen.set())
+        except SinkError as error:
+            errors.append(error)
+
+    runner = threading.Thread(target=run_for_good, daemon=True)
+    runner.start()
+    assert seen.wait(30)
+    admin.delete_topics([topics.pods])[topics.pods].result()
+    runner.join(60)
+    assert [str(error).partition(":")[0] for error in errors] == [f"topic {topics.pods} is gone or was made anew"]
+    make(admin, topics.pods)
+
+
+def test_from_now_on(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """A storage that begins at the latest has what came since its first start, also where nothing came until then."""
+    worker.send(topics.pods, message(0), message(1))
+    latest = replace(settings, start=Start.parse("latest", 0))
+    assert run(latest).rows == 0
+    worker.send(topics.pods, message(2))
+    assert run(latest).rows == 1
+    worker.send(topics.pods, message(3))
+    assert run(settings).rows == 1
+    assert minutes(settings.storage / "prod/api.csv") == [2, 3]
+
+
+def test_from_a_time(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """Windows that start there or later, whenever they are written, and however often it is started."""
+    worker.send(topics.pods, message(0), written_ms=NOON_MS + 60_000)
+    worker.send(topics.pods, message(5), message(1), message(6), written_ms=NOON_MS + 400_000)
+    timed = replace(settings, start=Start.parse(f"{(NOON_MS + 300_000) // 1000}", 0))
+    assert run(timed).rows == 2
+    worker.send(topics.pods, message(2), message(7), written_ms=NOON_MS + 500_000)
+    assert run(settings).rows == 1
+    assert minutes(settings.storage / "prod/api.csv") == [5, 6, 7]
+
+
+@pytest.mark.parametrize(("first", "then"), [("latest", "earliest"), (None, "latest"), ("10m", "20m")])
+def test_another_start_is_refused(
+    settings: FilesSettings, worker: Worker, topics: Topics, first: str | None, then: str
+) -> None:
+    """What a storage has not got from its beginning it never gets; the same words go on."""
+    now_ms = time.time_ns() // 1_000_000
+    worker.send(topics.pods, message(0))
+    run(replace(settings, start=first and Start.parse(first, now_ms)))
+    with pytest.raises(ConfigError, match=f"began with --from {first or 'earliest'}.*leave --from {then} out"):
+        run(replace(settings, start=Start.parse(then, now_ms)))
+    run(replace(settings, start=first and Start.parse(first, now_ms + 60_000)))
+    run(settings)
+
+
+def test_another_spelling_is_refused(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """A file is spelled in one way from its first row to its last."""
+    worker.send(topics.pods, message(0))
+    spelled = replace(settings, style=CsvStyle("0", "epoch-s"))
+    run(spelled)
+    run(spelled)
+    with pytest.raises(ConfigError, match="missing is the default, was '0'; time_format is the default, was"):
+        run(settings)
+
+
+def test_columns_are_dropped_at_the_end(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """Once; what comes afterwards is refused, and stays in Kafka for another storage."""
+    worker.send(topics.pods, message(0, metrics={"cpu": 1.0, "idle": 0.0}), message(1, metrics={"up": None}))
+    finished = replace(settings, drop=frozenset({"empty", "zero"}))
+    assert run(finished).rows == 2
+    text = "timestamp,pod,cpu\n2026-11-23T12:00:00Z,a,1.0\n2026-11-23T12:01:00Z,a,\n"
+    assert (settings.storage / "prod/api.csv").read_text() == text
+    assert run(finished).rows == 0
+    worker.send(topics.pods, message(2), commit=False)
+    assert run(settings).rows == 0
+    worker.send(topics.pods, message(2))
+    for again in (finished, settings):
+        with pytest.raises(ConfigError, match=r"is finished .* choose another --storage"):
+            run(again)
+    assert (settings.storage / "prod/api.csv").read_text() == text
+    with pytest.raises(ConfigError, match="--drop-empty-columns and --drop-zero-columns is for files that end"):
+        run(replace(finished, until_idle=False))
 
 
 def test_both_groupings(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
@@ -298,3 +444,69 @@ def test_a_storage_that_cannot_be_written_is_told_first(settings: FilesSettings,
 def test_wrong_settings(settings: FilesSettings, changed: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         run(replace(settings, **changed))
+
+
+def command(settings: FilesSettings, *more: str) -> list[str]:
+    where = ["--bootstrap-servers", settings.cluster.bootstrap_servers, "--topic-prefix", settings.topics.prefix]
+    return stream_app("files", "--storage", str(settings.storage), *where, *more)
+
+
+def test_the_command_to_its_end(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+    """Flags reach the files, a line says what was written, JSON lines are for machines; again it does nothing."""
+    worker.send(topics.pods, message(0, metrics={"up": 1.0, "idle": 0.0}), message(1, metrics={"zzz": 2.0}))
+    flags = ["--until-idle", "--idle", "1ms", "--missing", "-1", "--time-format", "epoch-ms", "--drop-zero-columns"]
+    done = commands.run(command(settings, *flags))
+    assert (settings.storage / "prod/api.csv").read_text() == (
+        "timestamp,pod,up,zzz\n1795435200000,a,1.0,-1\n1795435260000,a,-1,2.0\n"
+    )
+    assert done.stdout == ""
+    first, last = done.stderr.splitlines()
+    assert "INFO rows written rows=2 files=1 behind=" in first
+    assert last == f"{settings.storage}: 2 rows written, 1 files"
+    done = commands.run(command(settings, *flags))
+    assert done.stderr == f"{settings.storage}: 0 rows written, 1 files\n"
+    other = replace(settings, storage=settings.storage / "other")
+    done = commands.run(command(other, "--until-idle", "--idle", "1ms", "--json"))
+    # The end of its transaction is one more message, which may be heard of later.
+    last = orjson.loads(done.stdout.splitlines()[-1])
+    assert last == {"event": "written", "rows": 2, "files": 1, "behind": 0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--missing", "none"], "'none' is not empty, nan or a number"),
+        (["--from", "yesterday"], "or earliest or latest"),
+        (["--drop-empty-columns"], "--drop-empty-columns is for files that end: give --until-idle too"),
+    ],
+)
+def test_wrong_flags(settings: FilesSettings, flags: list[str], message: str) -> None:
+    """They are told before anything is made."""
+    assert message in commands.run(command(settings, *flags), code=2).stderr
+    assert not settings.storage.exists()
+
+
+@pytest.mark.parametrize(("flags", "code"), [([], 0), (["--until-idle", "--idle", "1h"], 130)])
+def test_what_a_terminal_shows(
+    settings: FilesSettings, worker: Worker, topics: Topics, flags: list[str], code: int
+) -> None:
+    """One bar in 80 columns; Ctrl-C ends it with what was written, and says whether that was the end."""
+    worker.send(topics.pods, *(message(minute) for minute in range(2_000)))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "NO_COLOR": "1"}
+    shown = b""
+    with subprocess.Popen(command(settings, *flags), stderr=theirs, stdout=theirs, env=environment) as process:
+        os.close(theirs)
+        while b"2,000 rows  1 files  0 behind" not in shown:
+            shown += os.read(ours, 4096)
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):
+            while more := os.read(ours, 4096):
+                shown += more
+    os.close(ours)
+    assert process.returncode == code
+    text = re.sub(rb"\x1b\[[0-9;?]*[A-Za-z]", b"", shown).decode().replace("\r", "\n")
+    assert text.startswith("waiting ")
+    assert max(len(line) for line in text.splitlines() if "rows written" not in line) <= 80
+    assert text.rstrip().endswith("2,000 rows written, 1 files")

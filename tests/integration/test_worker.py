@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import threading
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +21,7 @@ from faust.transport.drivers import aiokafka as driver
 from ingestor.kafka import connect, ensure_topics
 from ingestor.local.kafka import LocalKafka
 from stream_app.app import Worker, WorkerSettings
-from stream_app.faust_transport import Transport, group_metadata
+from stream_app.faust_transport import Transport, group_metadata, member_id
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
 from stream_app.view import View
@@ -67,6 +69,7 @@ def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka)
     # Overridden, and called by Faust.
     for owner, name in [
         (driver.AIOKafkaConsumerThread, "_create_worker_consumer"),
+        (driver.AIOKafkaConsumerThread, "on_start"),
         (driver.Consumer, "_new_consumer_thread"),
         (driver.Consumer, "_wait_next_records"),
         (driver.Consumer, "_get_active_partitions"),
@@ -75,9 +78,69 @@ def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka)
     assert "self._create_worker_consumer(" in inspect.getsource(driver.AIOKafkaConsumerThread._create_consumer)
     assert "self._new_consumer_thread()" in inspect.getsource(ThreadDelegateConsumer.__init__)
     assert "self._wait_next_records(" in inspect.getsource(driver.Consumer.getmany)
+    # Wrapped, and called before each join, with a name or without.
+    assert "await self._do_rejoin_group(subscription)" in inspect.getsource(GroupCoordinator.ensure_active_group)
+    assert "await self._consumer.start()" in inspect.getsource(driver.AIOKafkaConsumerThread.on_start)
     # Read.
     assert {"member_id", "generation"} <= assigned_in(GroupCoordinator.__init__)
     assert "_coordinator" in assigned_in(AIOKafkaConsumer.start)
+
+
+def test_a_new_name_is_asked_for_only_when_that_is_allowed(kafka: LocalKafka) -> None:
+    """Also where a worker's name is lost after its partitions were revoked, amid a join: it waits until it may."""
+    view = view_of("names", "1m", "mean")
+    ensure_topics(connect(kafka.cluster), view.topics, 2)
+    worker = Worker(WorkerSettings(kafka.cluster, view, 3), Telemetry(Standing()))
+    asyncio.run(lose_name(kafka, view, worker))
+
+
+async def lose_name(kafka: LocalKafka, view: View, worker: Worker) -> None:
+    app: Any = worker.app
+    asked, allowed = threading.Semaphore(0), threading.Event()
+
+    async def before_nameless_join() -> None:
+        asked.release()
+        await asyncio.to_thread(allowed.wait)
+
+    app.before_nameless_join = before_nameless_join
+    allowed.set()
+    await app.start()
+    try:
+        first = await asyncio.to_thread(named, app)
+        assert asked.acquire(blocking=False), "the first join is nameless"
+        while asked.acquire(blocking=False):
+            pass
+        allowed.clear()
+        coordinator, loop = app.consumer._thread._consumer._coordinator, app.consumer._thread.thread_loop
+
+        def lose() -> None:
+            coordinator._performed_join_prepare = True
+            coordinator.reset_generation()
+
+        loop.call_soon_threadsafe(lose)
+        assert await asyncio.to_thread(asked.acquire, timeout=30)
+        assert await asyncio.to_thread(members, kafka, view) == {first}
+        assert not member_id(app)
+        allowed.set()
+        second = await asyncio.to_thread(named, app)
+        assert await asyncio.to_thread(members, kafka, view) == {second} != {first}
+    finally:
+        allowed.set()
+        await app.stop()
+
+
+def named(app: Any) -> str:
+    """Return the name that the group has given a worker, once it has one, and partitions."""
+    deadline = time.monotonic() + 30
+    while not (name := member_id(app)) or not app.consumer.assignment():
+        assert time.monotonic() < deadline, "no name"
+        time.sleep(0.05)
+    return name
+
+
+def members(kafka: LocalKafka, view: View) -> set[str]:
+    groups = connect(kafka.cluster).describe_consumer_groups([view.group_id])
+    return {member.member_id for member in groups[view.group_id].result().members}
 
 
 def assigned_in(function: Any) -> set[str]:

@@ -199,6 +199,12 @@ def test_what_cannot_be_read_is_set_aside_once(kafka: LocalKafka, samples: pd.Da
         counted = {name: n for name, n in scraped(session, url).items() if "dead_letters_total" in name}
         assert child.stop() == 0, child.log_tail()
     letters = messages_of(kafka, view.topics.dead_letters)
+    told_of = [line for line in child.log_path.read_text().splitlines() if "a message cannot be read" in line]
+    # What says nothing of itself is missing from no window.
+    assert {("has no header 'schema'" in line, "its windows" in line) for line in told_of} == {
+        (True, False),
+        (False, True),
+    }
     assert sum(counted.values()) == len(letters) - before > 0
     assert set(counted) == {f"podstream_worker_dead_letters_total {reason}" for reason in ("headers", "value")}
     found = {}

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import io
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from record_columns import columns
 
 from ingestor.core.errors import SinkError
 from stream_app.records import Record
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
-from stream_app.sinks.csv_text import Table, latest
+from stream_app.sinks.csv_style import TIME_FORMATS, CsvStyle, absent_text
+from stream_app.sinks.csv_text import Table
 
 NOON_MS = 1_795_435_200_000
+DEFAULT = CsvStyle()
 INF, NAN = float("inf"), float("nan")
 
 
@@ -39,15 +45,18 @@ def record(minute: int, pod: str | None, metrics: dict[str, float], service: str
     )
 
 
-def write(folder: Path, *commits: list[Record], group_by: tuple[str, ...] = ("pod",)) -> None:
+def write(
+    folder: Path, *commits: list[Record], group_by: tuple[str, ...] = ("pod",), style: CsvStyle = DEFAULT
+) -> None:
     """Write each list in a commit of its own, by a process of its own."""
     for commit in commits:
         storage = Storage(folder)
-        storage.open(Identity("c", {"t": "i"}, {"group_by": ",".join(group_by)}))
-        sink = CsvSink(storage, group_by)
+        storage.open(Identity("c", {"t": "i"}, {"group_by": ",".join(group_by), **style.options()}))
+        sink = CsvSink(storage, group_by, style)
         at = sink.offsets.get("t", {}).get(0, 0)
-        sink.write(list(enumerate(commit, at)))
+        sink.write(columns(commit, at))
         sink.commit({"t": {0: at + len(commit)}}, View("1m", "mean"))
+        sink.complete()
         sink.close()
 
 
@@ -140,7 +149,7 @@ def test_cells_are_written_as_repr(values: list[float | None]) -> None:
     """The fast path writes what Python does: orjson's spelling may change, ours may not."""
     names = [f"m{i}" for i in range(len(values))]
     metrics = {name: value for name, value in zip(names, values, strict=True) if value is not None}
-    (line,) = Table(names, with_pod=True).lines([(NOON_MS, "a", 0, record(0, "a", metrics))]) or []
+    (line,) = Table(names, DEFAULT, with_pod=True).lines(columns([record(0, "a", metrics)], 0))
     spelled = {"nan": "NaN", "inf": "+Inf", "-inf": "-Inf"}
     cells = ["" if value is None else spelled.get(repr(value), repr(value)) for value in values]
     assert line.decode() == "2026-11-23T12:00:00Z,a," + ",".join(cells) + "\n"
@@ -148,12 +157,108 @@ def test_cells_are_written_as_repr(values: list[float | None]) -> None:
 
 @given(st.lists(st.text(), max_size=5, unique=True), st.booleans())
 def test_any_header_can_be_read_back(metrics: list[str], with_pod: bool) -> None:  # noqa: FBT001
-    table = Table(metrics, with_pod=with_pod)
-    read = Table.read(io.BytesIO(table.header() + b"rest\n"), with_pod=with_pod)
+    table = Table(metrics, DEFAULT, with_pod=with_pod)
+    read = Table.read(io.BytesIO(table.header() + b"rest\n"), DEFAULT, with_pod=with_pod)
     assert read.metrics == tuple(metrics)
 
 
-def test_rows_that_are_in_order_are_taken_as_they_are() -> None:
-    rows = [(NOON_MS, "a", 0, record(0, "a", {})), (NOON_MS, "b", 1, record(0, "b", {}))]
-    assert latest(rows) is rows
-    assert latest(rows[::-1]) == rows
+def test_other_spellings(tmp_path: Path) -> None:
+    """What is absent is told from what is NaN and from what is 0, in rows from before a metric came too."""
+    style = CsvStyle(absent_text("0"), "epoch-s")
+    write(
+        tmp_path,
+        [record(0, "a", {"m": NAN}), record(0, "b", {})],
+        [record(1, "a", {"n": 0.0}), record(1, "b", {"m": INF})],
+        style=style,
+    )
+    assert (tmp_path / "prod/api.csv").read_text() == (
+        "timestamp,pod,m,n\n1795435200,a,NaN,0\n1795435200,b,0,0\n1795435260,a,0,0.0\n1795435260,b,+Inf,0\n"
+    )
+
+
+@given(
+    st.lists(
+        st.builds(
+            record,
+            st.integers(0, 9),
+            st.sampled_from(["a", "b", "=1+1"]),
+            st.dictionaries(st.sampled_from("mn"), st.floats()),
+        ),
+        max_size=20,
+    ),
+    st.sampled_from(TIME_FORMATS),
+    st.sampled_from(["empty", "nan", "0", "1e-9"]),
+    st.integers(1, 6),
+)
+@settings(max_examples=40, deadline=None)
+def test_spellings_change_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], times: str, missing: str, batch: int
+) -> None:
+    """Rows are found, merged and padded the same, however they are spelled."""
+    folder = tmp_path_factory.mktemp("style")
+    style = CsvStyle(absent_text(missing), times)
+    for first in range(0, len(records), batch):
+        write(folder / "plain", records[first : first + batch])
+        write(folder / "other", records[first : first + batch], style=style)
+    if not records:
+        return
+    plain, other = ((folder / name / "prod/api.csv").read_text().splitlines() for name in ("plain", "other"))
+    assert plain[0] == other[0]
+    write_time = style.time_writer()
+    for line, spelled in zip(plain[1:], other[1:], strict=True):
+        timestamp, pod, *cells = line.split(",")
+        ms = int(pd.Timestamp(timestamp).timestamp() * 1000)
+        assert spelled == ",".join([write_time(ms), pod, *(cell or style.absent for cell in cells)])
+
+
+def test_what_a_spreadsheet_sees(tmp_path: Path) -> None:
+    """Plain rows of one width in UTF-8 without a mark; what looks like a formula is what was reported, unaltered."""
+    odd = ["=1+1", "+1", "-1", "@x", "tab\there", "ümläut", 'quo"te', "com,ma", "line\nbreak"]
+    names = ["=cmd()", "a,b", "metric"]
+    write(tmp_path, [record(0, pod, dict.fromkeys(names, 1.5)) for pod in sorted(odd)])
+    content = (tmp_path / "prod/api.csv").read_bytes()
+    assert content.startswith(b'timestamp,pod,=cmd(),"a,b",metric\n')
+    header, *rows = csv.reader(io.StringIO(content.decode(), newline=""))
+    assert header == ["timestamp", "pod", *names]
+    assert rows == [["2026-11-23T12:00:00Z", pod, "1.5", "1.5", "1.5"] for pod in sorted(odd)]
+    assert list(pd.read_csv(tmp_path / "prod/api.csv")["pod"]) == sorted(odd)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_of_jobs_that_overlap_are_those_of_an_oracle(tmp_path: Path, seed: int) -> None:
+    """Live data, a backfill across its start, a recheck and a repeat, in any interleaving: one row each."""
+    chance = random.Random(seed)
+    jobs = [
+        [(minute, revision, partial_at == minute) for minute in minutes]
+        for minutes, revision, partial_at in (
+            (range(60, 120), 0, 60),
+            (range(80), 0, 79),
+            (range(60, 110), 1, -1),
+            (range(20, 40), 2, 39),
+        )
+    ]
+    records = []
+    while any(jobs):
+        minute, revision, partial = chance.choice([job for job in jobs if job]).pop(0)
+        for pod in ("a", "b"):
+            metrics = {"cpu": chance.random(), f"extra_{minute // 50}": NAN if minute % 9 == 0 else minute * 1e-7}
+            one = record(minute, pod, metrics, service=f"s{minute % 2}")
+            records.append(replace(one, revision=revision, partial=partial, job=str(revision)))
+    write(tmp_path, *(records[first : first + 7] for first in range(0, len(records), 7)))
+    rows = pd.DataFrame(
+        [
+            {
+                "timestamp": pd.Timestamp(one.window_start_ms, unit="ms", tz="UTC"),
+                "pod": one.pod,
+                "service": one.service,
+            }
+            | {"whole": not one.partial, "revision": one.revision, "offset": offset, **one.metrics}
+            for offset, one in enumerate(records)
+        ]
+    )
+    best = rows.sort_values(["whole", "revision", "offset"]).drop_duplicates(["timestamp", "pod"], keep="last")
+    for service, expected in best.sort_values(["timestamp", "pod"]).groupby("service"):
+        path = tmp_path / f"prod/{service}.csv"
+        found = pd.read_csv(path, parse_dates=["timestamp"])
+        expected = expected[found.columns].reset_index(drop=True)  # noqa: PLW2901
+        pd.testing.assert_frame_equal(found, expected, check_exact=True, check_dtype=False)

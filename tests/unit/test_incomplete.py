@@ -285,7 +285,8 @@ def test_jobs_that_have_ended_take_no_room():
 
 def test_a_hundred_open_jobs_fit_into_a_commit():
     """Metadata that is long is packed, and read again."""
-    stream = [renamed(a_stream(minutes=3)[0], job=b"backfill-%010d" % n) for n in range(100)]
+    first = a_stream(minutes=3)[0]
+    stream = [renamed(first, job=b"backfill-%010d" % n) for n in range(100)]
     pipeline = Pipeline(VIEW, 0, "")
     for offset, message in enumerate(stream):
         pipeline.feed(offset, item(message, offset))

@@ -1,5 +1,6 @@
 """The stream's heart: whatever way samples are cut, and wherever a worker restarts, windows are the oracle's."""
 
+import math
 from dataclasses import replace
 from itertools import pairwise
 
@@ -219,6 +220,23 @@ def test_a_zero_in_the_middle_has_no_sign():
         for method in ("median", "p50"):
             records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), method))
             assert str(records[0][1].metrics["up"]) == "0.0", method
+
+
+@pytest.mark.parametrize(("method", "count"), [("p70", 15), ("p90", 43), ("p95", 37)])
+def test_quantiles_of_values_that_are_alike_are_that_value(method, count):
+    """A constant metric is constant in every window, however many samples it has there."""
+    samples = constant(range(T0, T0 + count), value=1 / 3)
+    records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), method))
+    assert records[0][1].metrics["up"] == 1 / 3
+
+
+@pytest.mark.parametrize(("method", "rank"), [("p99.9", 999), ("p0.7", 7), ("p35.1", 351), ("p50", 500)])
+def test_a_quantile_reaches_no_further_than_its_percentage(method, rank):
+    """Of 1,001 samples each thousandth is one of them: what lies above it, were it infinite, does not show."""
+    values = [float(i) if i <= rank else math.inf for i in range(1_001)]
+    samples = constant(range(T0, T0 + len(values)), value=values)
+    records = run(messages(samples, [TimeRange(T0, T0 + 60_000)]), View(ChunkSize.parse("1m"), method))
+    assert records[0][1].metrics["up"] == float(rank)
 
 
 def test_another_views_commit_is_refused():
