@@ -355,6 +355,16 @@ class PodConsumer:
         finally:
             reader.pins = not self._auto_commit
 
+    def read(self) -> Batch:
+        """Read to the end, and return all windows in columns.
+
+        Raises:
+            ConfigError: without ``until="now"`` there is no end; and as iterating.
+        """
+        if not self._settings.finite:
+            raise ConfigError('this reads to an end: give until="now", or use batches(), which have the same methods')
+        return next(self.batches(_NEVER, _LAST_OFFSET), Batch("", {}))
+
     def matrix(self, metrics: Sequence[str] | None = None) -> Matrix:
         """Read to the end, and return all windows as one array, shape (pods, windows, metrics).
 
@@ -362,12 +372,9 @@ class PodConsumer:
             metrics: the last axis, in this order; None: all that there are, by name.
 
         Raises:
-            ConfigError: without ``until="now"`` there is no end; and as iterating.
+            ConfigError: as `read`.
         """
-        if not self._settings.finite:
-            raise ConfigError('matrix() reads to an end: give until="now", or use batches(): each has a matrix()')
-        whole = next(self.batches(_NEVER, _LAST_OFFSET), Batch("", {}))
-        return whole.matrix(metrics)
+        return self.read().matrix(metrics)
 
     def _next_block(self, reader: Reader, until_s: float) -> bool:
         """Take what was read next, if it comes before a moment of the monotonic clock; return False at the end."""

@@ -71,7 +71,7 @@ class Partition:
         """All below is delivered, or is not to be."""
         self.done = beginning.processed
         """All below is processed: the user has come back for more."""
-        self.pinned: Beginning | None = None
+        self.pinned = beginning
         """What `resume_at` was when the user last came back for more, where that is not asked for each window."""
         self._policy = policy
         self._beginning = beginning

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +44,12 @@ _PATIENCE_S = 1.0
 _REQUEST_S = 30.0
 
 _FENCED = (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID)  # noqa: SLF001
+_BETWEEN_GENERATIONS = (
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.REBALANCE_IN_PROGRESS,
+    KafkaError.UNKNOWN_MEMBER_ID,
+)
+"""The group is about to move partitions: what was not committed is committed with the next generation, or not ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ class Reader:
         self._opened: _Opened | None = None
         self._start = settings.start
         self._earlier: dict[int, Partition] = {}
-        self._committed: dict[int, commits.Commit] = {}
+        self._sent: dict[int, commits.Commit] = {}
         self._must_commit = False
         self._asked: list[_Asked] = []
         self._returned: set[int] = set()
@@ -201,7 +207,7 @@ class Reader:
                 self._commit_as_asked(consumer)
             if self._settings.group is not None and (self._must_commit or time.monotonic() >= commit_at):
                 self._must_commit = False
-                self._commit(consumer, asynchronous=True)
+                self._commit(consumer, self.partitions, asynchronous=True)
                 commit_at = time.monotonic() + self._settings.commit_s
 
     def _mind_the_room(self, consumer: Consumer) -> None:
@@ -318,9 +324,7 @@ class Reader:
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         numbers = [at.partition for at in revoked]
-        with self.lock:
-            found = self._to_commit(numbers)
-        self._send(consumer, found, asynchronous=False)
+        self._commit(consumer, numbers, asynchronous=False)
         self._let_go(numbers)
         consumer.incremental_unassign(revoked)
 
@@ -335,27 +339,30 @@ class Reader:
                 if partition is not None:
                     partition.let_go()
                     self._earlier[number] = partition
-                self._committed.pop(number, None)
+                self._sent.pop(number, None)
                 self._lost_now.add(number)
 
     # Commits.
 
-    def _commit(self, consumer: Consumer, *, asynchronous: bool) -> PublishError | None:
+    def _commit(self, consumer: Consumer, numbers: Collection[int], *, asynchronous: bool) -> PublishError | None:
+        if not asynchronous:
+            # What was sent is not there yet.
+            for number in numbers:
+                self._sent.pop(number, None)
         with self.lock:
-            found = self._to_commit(list(self.partitions))
+            found = self._to_commit(numbers)
         return self._send(consumer, found, asynchronous=asynchronous)
 
-    def _to_commit(self, numbers: list[int]) -> dict[int, commits.Commit]:
+    def _to_commit(self, numbers: Collection[int]) -> dict[int, commits.Commit]:
         found = {}
         for number in numbers:
             partition = self.partitions.get(number)
             if partition is None:
                 continue
             resume = partition.pinned if self.pins else partition.resume_at()
-            if resume is not None:
-                commit = commits.encode(self._found.topic.id, self._views.view, resume)
-                if commit != self._committed.get(number):
-                    found[number] = commit
+            commit = commits.encode(self._found.topic.id, self._views.view, resume)
+            if commit != self._sent.get(number):
+                found[number] = commit
         return found
 
     def _send(self, consumer: Consumer, found: dict[int, commits.Commit], *, asynchronous: bool) -> PublishError | None:
@@ -365,7 +372,7 @@ class Reader:
             TopicPartition(self._settings.topic, number, commit.offset, commit.metadata)
             for number, commit in found.items()
         ]
-        self._committed |= found
+        self._sent |= found
         try:
             if asynchronous:
                 consumer.commit(offsets=offsets, asynchronous=True)
@@ -388,12 +395,14 @@ class Reader:
         if error.fatal() or error.code() in _FENCED:
             raise self._failure(error)
         for number in numbers:
-            self._committed.pop(number, None)
+            self._sent.pop(number, None)
+        if error.code() in _BETWEEN_GENERATIONS:
+            return
         log.warning("what was processed is not committed yet", extra={"error": reason(error), "partitions": numbers})
 
     def _commit_as_asked(self, consumer: Consumer) -> None:
         asked, self._asked = self._asked, []
-        error = self._commit(consumer, asynchronous=False)
+        error = self._commit(consumer, self.partitions, asynchronous=False)
         for each in asked:
             each.end(error)
 
@@ -417,7 +426,7 @@ class Reader:
                 "group.id": settings.group,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": round(settings.session_timeout_s * 1000),
-                "heartbeat.interval.ms": max(500, min(3_000, round(settings.session_timeout_s * 300))),
+                "heartbeat.interval.ms": min(1_000, round(settings.session_timeout_s * 300)),
                 "on_commit": self._heard_of_commit,
             }
             if settings.group_instance_id is not None:

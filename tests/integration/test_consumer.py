@@ -15,8 +15,8 @@ import numpy as np
 import oracle
 import pandas as pd
 import pytest
+from base_install import alone
 from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
-from confluent_kafka import TopicPartition
 from files import read as read_files
 from pod_topic import MINUTE_MS, NOON_MS, PodTopic, record
 
@@ -373,20 +373,6 @@ def test_a_topic_that_is_deleted(topic: PodTopic) -> None:
             next(pods)
 
 
-def test_records_that_retention_takes(topic: PodTopic, caplog: pytest.LogCaptureFixture) -> None:
-    """What is there is read; what goes while it is being read is told, and the rest comes."""
-    topic.send(*(record(m) for m in range(10)))
-    at = TopicPartition(topic.names.pods, topic.partition(), 4)
-    with finite(topic) as pods:
-        # As if the first were still there at the opening.
-        for future in topic.admin.delete_records([at]).values():
-            future.result()
-        found = [minute(w) for w in pods]
-    assert found in (list(range(10)), list(range(4, 10)))
-    assert [minute(w) for w in windows(topic)] == list(range(4, 10))
-    assert {r.message for r in caplog.records} <= {"records were deleted before they were read"}
-
-
 def test_a_slow_loop_holds_little(topic: PodTopic) -> None:
     """However much there is, no more is read ahead than what is allowed, and all of it comes."""
     topic.send(*(record(m, f"cart-{n}") for m in range(300) for n in range(100)))
@@ -423,6 +409,22 @@ def test_a_closed_consumer_is_closed(topic: PodTopic) -> None:
     pods.close()
     with pytest.raises(ConfigError, match="is closed: make another one"):
         next(pods)
+
+
+def test_nothing_else_need_be_installed(topic: PodTopic) -> None:
+    """Where only the base dependencies are, it reads from a real Kafka into every form."""
+    topic.send(*(record(m) for m in range(5)))
+    program = """
+from stream_app.consumer import PodConsumer
+
+where = dict(bootstrap_servers=sys.argv[1], topic_prefix=sys.argv[2], until="now", lookback="3m")
+with PodConsumer(**where) as pods:
+    print([len(window.frame()) for window in pods])
+with PodConsumer(**where) as pods:
+    everything = pods.read()
+print(everything.matrix().values.shape, len(everything.long()), len(everything.wide()))
+"""
+    assert alone(program, *topic.where.values()).splitlines() == ["[1, 2, 3, 3, 3]", "(1, 5, 2) 10 5"]
 
 
 def test_matrix_of_a_stream_needs_an_end(topic: PodTopic) -> None:

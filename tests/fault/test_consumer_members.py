@@ -1,0 +1,246 @@
+"""Members of a group that are slow, come and go, or are killed: every window is processed, hardly any twice."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+
+import pytest
+from pod_topic import PodTopic, record
+
+from ingestor.local.kafka import LocalKafka
+from stream_app.consumer import PodConsumer
+
+SERVICES = [f"s{number}" for number in range(8)]
+LOOKBACK = 10
+SESSION_S = 6.0
+
+Key = tuple[str, int]
+
+
+@pytest.fixture
+def topic(kafka: LocalKafka) -> Iterator[PodTopic]:
+    """Sink topics of this test alone, with services in every partition."""
+    made = PodTopic(kafka)
+    made.make()
+    assert {made.partition(service) for service in SERVICES} == set(range(made.partitions))
+    yield made
+    made.delete()
+
+
+def send(topic: PodTopic, minutes: range) -> set[Key]:
+    """Write a window a minute of every service's two pods, in several transactions."""
+    for first in range(minutes.start, minutes.stop, 10):
+        inside = range(first, min(first + 10, minutes.stop))
+        topic.send(*(record(m, f"{s}-{n}", s) for m in inside for s in SERVICES for n in range(2)))
+    return {(f"shop/{s}-{n}", m) for m in minutes for s in SERVICES for n in range(2)}
+
+
+class Member(threading.Thread):
+    """A service with a slow model, as a thread."""
+
+    def __init__(self, topic: PodTopic, seconds: float) -> None:
+        super().__init__()
+        self._topic, self._seconds = topic, seconds
+        self.processed: list[tuple[Key, int]] = []
+        """Windows, and the lengths of their histories."""
+        self.leaves = threading.Event()
+        self.stands_still = threading.Event()
+        self.moved: list[set[int]] = []
+        """Partitions that were ours, each time that they were looked at and had changed."""
+
+    def run(self) -> None:
+        group = f"{self._topic.names.prefix}.models"
+        where = self._topic.where
+        with PodConsumer(
+            **where, group=group, start="earliest", lookback=f"{LOOKBACK}m", session_timeout_s=SESSION_S, commit_s=0.5
+        ) as pods:
+            for window in pods:
+                ours = set(pods._opened().partitions)
+                if not self.moved or self.moved[-1] != ours:
+                    self.moved.append(ours)
+                if self.stands_still.is_set():
+                    # Longer than a session: what keeps the membership is not this loop.
+                    self.stands_still.clear()
+                    time.sleep(SESSION_S + 2)
+                time.sleep(self._seconds)
+                frame = window.frame()
+                self.processed.append(((window.id, round(float(frame["memory"].iloc[-1]))), len(frame)))
+                if self.leaves.is_set():
+                    return
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def wait_for(members: list[Member], count: int, others: Collection[Key] = ()) -> None:
+    """Wait until some members, and others before them, have processed so many windows."""
+    deadline = time.monotonic() + 120
+    while len({*others, *(key for member in members for key, _ in member.processed)}) < count:
+        assert all(member.is_alive() for member in members), "a member has died"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+class Feed(threading.Thread):
+    """Writes window after window until it is told to stop."""
+
+    def __init__(self, topic: PodTopic) -> None:
+        super().__init__()
+        self._topic = topic
+        self._stops = threading.Event()
+        self.written: set[Key] = set()
+
+    def run(self) -> None:
+        for first in itertools.count(0, 4):
+            self.written |= send(self._topic, range(first, first + 4))
+            if self._stops.wait(0.15):
+                return
+
+    def stop(self) -> None:
+        self._stops.set()
+        self.join()
+
+
+def test_slow_models_and_rebalances(topic: PodTopic) -> None:
+    """Members with a slow model join and leave: every window is processed, with its history, and what comes twice
+    was in a member's hands when a partition moved.
+    """
+    first, second, third = members = [Member(topic, 0.002) for _ in range(3)]
+    feed = Feed(topic)
+    feed.start()
+    try:
+        first.start()
+        wait_for([first], 50)
+        second.start()
+        wait_for([second], 1)
+        # A model that takes longer than a session loses nothing by it: its partitions stay.
+        moves = len(second.moved)
+        second.stands_still.set()
+        wait_until(lambda: not second.stands_still.is_set())
+        wait_for([second], len(second.processed) + 1)
+        assert len(second.moved) == moves
+        third.start()
+        wait_for([third], 50)
+        first.leaves.set()
+        first.join(60)
+        feed.stop()
+        wait_for([second, third], len(feed.written), {key for key, _ in first.processed})
+    finally:
+        feed.stop()
+        for member in members:
+            member.leaves.set()
+        last = max(minute for _, minute in feed.written) + 1
+        send(topic, range(last, last + 1))
+    for member in members:
+        member.join(60)
+        assert not member.is_alive()
+
+    found = [one for member in members for one in member.processed if one[0][1] < last]
+    counts = Counter(key for key, _ in found)
+    assert set(counts) == feed.written
+    assert all(length == min(key[1] + 1, LOOKBACK) for key, length in found)
+    # Members came or went three times while others worked; each one of these had one window in its hands.
+    assert sum(counts.values()) - len(counts) <= 5, counts.most_common(10)
+    assert all(member.processed for member in members)
+
+
+PROGRAM = """
+import sys, time
+from stream_app.consumer import PodConsumer
+
+servers, prefix, path, by_hand = sys.argv[1:]
+with open(path, "a", buffering=1) as out, PodConsumer(
+    servers, topic_prefix=prefix, group=prefix + ".models", group_instance_id="model-0", start="earliest",
+    lookback="10m", session_timeout_s=10, commit_s=0.1, auto_commit=by_hand != "by hand", until="now",
+) as pods:
+    for number, window in enumerate(pods, 1):
+        frame = window.frame()
+        out.write(f"{window.id} {round(frame['memory'].iloc[-1])} {len(frame)}\\n")
+        time.sleep(0.001)
+        if by_hand == "by hand" and number % 25 == 0:
+            pods.commit()
+            out.write("committed\\n")
+    if by_hand == "by hand":
+        pods.commit()
+    out.write("end\\n")
+"""
+
+
+@pytest.mark.parametrize("by", ["itself", "by hand"])
+def test_killed_in_a_loop(topic: PodTopic, tmp_path: Path, by: str) -> None:
+    """Killed with SIGKILL again and again: every window is processed, with its history; what was committed never again.
+
+    Committed by itself, each death costs what was processed in a fraction of a second.
+    """
+    expected = send(topic, range(60))
+    log = tmp_path / "processed"
+    command = [sys.executable, "-c", PROGRAM, topic.kafka.bootstrap_servers, topic.names.prefix, str(log), by]
+    generator = random.Random(1)
+    lives = 0
+    while not log.exists() or "end" not in log.read_text():
+        lives += 1
+        before = log.stat().st_size if log.exists() else 0
+        process = subprocess.Popen(command)
+        # Not by the clock: a life is as long as it takes to process some.
+        goal = before + generator.randrange(200, 4_000)
+        while process.poll() is None and lives < 8:
+            if log.exists() and log.stat().st_size > goal:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.005)
+        process.wait(120)
+        assert process.returncode in (0, -signal.SIGKILL)
+    assert lives > 3
+
+    seen: Counter[Key] = Counter()
+    since: set[Key] = set()
+    safe: set[Key] = set()
+    for line in log.read_text().splitlines():
+        if line in ("committed", "end"):
+            safe, since = safe | since, set()
+            continue
+        name, minute, length = line.split()
+        key = name, int(minute)
+        assert key not in safe, f"{key} was processed and committed before"
+        assert int(length) == min(key[1] + 1, LOOKBACK)
+        seen[key] += 1
+        since.add(key)
+    assert set(seen) == expected
+    doubled = sum(seen.values()) - len(seen)
+    assert doubled <= (lives - 1) * (25 if by == "by hand" else 400)
+
+
+def test_a_member_that_dies_is_replaced(topic: PodTopic, tmp_path: Path) -> None:
+    """Without a name of its own, its partitions go to the others once its session has ended, with their histories."""
+    expected = send(topic, range(30))
+    program = PROGRAM.replace('group_instance_id="model-0", ', "").replace('until="now",', "").replace("=10,", "=6,")
+    log = tmp_path / "processed"
+    dying = subprocess.Popen(
+        [sys.executable, "-c", program, topic.kafka.bootstrap_servers, topic.names.prefix, str(log), "itself"]
+    )
+    wait_until(lambda: log.exists() and log.read_text().count("\n") >= 50)
+    dying.send_signal(signal.SIGKILL)
+    dying.wait(30)
+    survivor = Member(topic, 0.0)
+    survivor.start()
+    gone = {(name, int(minute)) for name, minute, _ in map(str.split, log.read_text().splitlines())}
+    wait_for([survivor], len(expected), gone)
+    survivor.leaves.set()
+    send(topic, range(30, 31))
+    survivor.join(60)
+    found = dict(one for one in survivor.processed if one[0][1] < 30)
+    assert found.keys() | gone == expected
+    assert all(length == min(key[1] + 1, LOOKBACK) for key, length in found.items())
