@@ -43,7 +43,8 @@ _PATIENCE_S = 1.0
 """A loop that takes nothing for so long is slow: pausing throws away what the library has fetched already."""
 _REQUEST_S = 30.0
 
-_FENCED = (KafkaError._FENCED, KafkaError.FENCED_INSTANCE_ID)  # noqa: SLF001
+_FATAL = KafkaError._FATAL  # noqa: SLF001 - the library has no public name for it
+_REPLACED = KafkaError(KafkaError.FENCED_INSTANCE_ID).str()
 _BETWEEN_GENERATIONS = (
     KafkaError.ILLEGAL_GENERATION,
     KafkaError.REBALANCE_IN_PROGRESS,
@@ -256,7 +257,7 @@ class Reader:
                 consumer.incremental_assign([TopicPartition(topic, number, OFFSET_BEGINNING)])
         elif is_missing(error):
             self._ear.heard_of_missing = True
-        elif error.fatal() or isinstance(self._failure(error), ConfigError):
+        elif _is_final(error) or isinstance(self._failure(error), ConfigError):
             raise self._failure(error)
         else:
             log.warning("kafka client", extra={"topic": topic, "partition": number, "error": reason(error)})
@@ -392,7 +393,7 @@ class Reader:
             self._not_committed(failed, [at.partition for at in offsets])
 
     def _not_committed(self, error: KafkaError, numbers: list[int]) -> None:
-        if error.fatal() or error.code() in _FENCED:
+        if _is_final(error):
             raise self._failure(error)
         for number in numbers:
             self._sent.pop(number, None)
@@ -470,7 +471,7 @@ class Reader:
             ConfigError: user or password are not accepted any more.
             Fenced: another process has our place in the group.
         """
-        if error.code() in _FENCED:
+        if _is_final(error):
             raise self._failure(error)
         self._ear.hear(error)
 
@@ -481,12 +482,17 @@ class Reader:
                 return ConfigError(
                     f"Kafka does not let us in any more ({reason(cause)}): look at kafka_user= and kafka_password_file="
                 )
-            if cause.code() in _FENCED:
+            if _REPLACED in reason(cause):
                 return Fenced(
                     f"another process is {self._settings.group_instance_id} in the group {self._settings.group}: "
                     "give each its own group_instance_id="
                 )
         return failure(error, f"{self._settings.topic} cannot be read")
+
+
+def _is_final(error: KafkaError) -> bool:
+    """Tell whether the client is good for nothing any more; what the library tells of it may say so in words only."""
+    return error.fatal() or error.code() == _FATAL or _REPLACED in reason(error)
 
 
 class _Asked:
