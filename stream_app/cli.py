@@ -344,7 +344,7 @@ def worker(**flags: Any) -> None:
 @json_option
 @logging_option
 def files(**flags: Any) -> None:
-    """Write one file a service from the sink topics, for good."""
+    """Write pods' records into files, for good or until idle."""
     from stream_app.files import FilesSettings, run_files  # noqa: PLC0415
     from stream_app.files_display import display  # noqa: PLC0415
 
@@ -404,7 +404,7 @@ def files(**flags: Any) -> None:
 @json_option
 @logging_option
 def raw_files(**flags: Any) -> None:
-    """Write the samples as they were read, a folder a metric and day, for good."""
+    """Write raw samples, a folder a metric and day."""
     from stream_app.files_display import display  # noqa: PLC0415
     from stream_app.raw_files import RawFilesSettings, run_raw_files  # noqa: PLC0415
 

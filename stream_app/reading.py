@@ -64,7 +64,7 @@ def wait_for_topics(
             return found, waited
         waited = True
         if time.monotonic() >= remind_at:
-            log.warning("waiting for topics: %s makes them", maker, extra={"topics": missing})
+            log.warning("waiting for topics: %s makes them, with this --topic-prefix", maker, extra={"topics": missing})
             remind_at = time.monotonic() + _REMIND_S
         stop.wait(_TOPIC_LOOK_S)
     return None, waited
