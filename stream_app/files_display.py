@@ -52,7 +52,7 @@ class _Lines:
 
     def written(self, progress: FilesProgress) -> None:
         now = time.monotonic()
-        if progress.rows == self._told_rows or (self._told_at is not None and now - self._told_at < _LINE_S):
+        if self._told_at is not None and (progress.rows == self._told_rows or now - self._told_at < _LINE_S):
             return
         rows, self._told_at, self._told_rows = progress.rows - self._told_rows, now, progress.rows
         fields = {self._name: rows, "files": progress.files, "behind": progress.behind}
