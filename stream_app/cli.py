@@ -247,6 +247,26 @@ def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return with_looks
 
 
+def until_idle_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """When a command that writes a storage ends by itself."""
+    options: list[Callable[..., Any]] = [
+        click.option(
+            "--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes."
+        ),
+        click.option(
+            "--idle",
+            "idle_ms",
+            type=DURATION_MS,
+            default="5s",
+            show_default=True,
+            help="With --until-idle: how long nothing must have come.",
+        ),
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
 def _absent(text: str) -> str:
     from stream_app.sinks.csv_style import absent_text  # noqa: PLC0415
 
@@ -331,15 +351,7 @@ def worker(**flags: Any) -> None:
     help="Where a new storage begins: what Kafka still has, what comes from now on, or windows that start at this time "
     "or later. [default: earliest]",
 )
-@click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
-@click.option(
-    "--idle",
-    "idle_ms",
-    type=DURATION_MS,
-    default="5s",
-    show_default=True,
-    help="With --until-idle: how long nothing must have come.",
-)
+@until_idle_options
 @kafka_options
 @json_option
 @logging_option
@@ -391,15 +403,7 @@ def files(**flags: Any) -> None:
     help="Where a new storage begins: what Kafka still has, what comes from now on, or samples from this time on. "
     "[default: earliest]",
 )
-@click.option("--until-idle", is_flag=True, help="Exit when all that is there is written and nothing more comes.")
-@click.option(
-    "--idle",
-    "idle_ms",
-    type=DURATION_MS,
-    default="5s",
-    show_default=True,
-    help="With --until-idle: how long nothing must have come.",
-)
+@until_idle_options
 @kafka_options
 @json_option
 @logging_option

@@ -6,8 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +22,7 @@ from stream_app.sinks.part_csv import CsvParts
 from stream_app.sinks.part_parquet import ParquetParts
 from stream_app.sinks.part_store import TIDYING_ROWS, PartFormat, PartStore
 from stream_app.sinks.paths import hive
+from stream_app.tail_filter import any_of
 
 log = logging.getLogger(__name__)
 
@@ -125,9 +124,7 @@ class _Samples:
 
     def __init__(self, storage: Storage, part_format: PartFormat, metrics: Sequence[str], from_ms: int) -> None:
         self._storage, self._store = storage, PartStore(storage, part_format)
-        self._wanted = lru_cache(maxsize=65_536)(
-            lambda metric: not metrics or any(fnmatchcase(metric, pattern) for pattern in metrics)
-        )
+        self._wanted = any_of(metrics)
         self._from_ms = from_ms
         self._chunks: list[RangeChunk] = []
         self._held = self._written = self._malformed = self._messages = 0

@@ -42,8 +42,8 @@ class RecordFilter:
 
     def __init__(self, wanted: Wanted) -> None:
         self._wanted = wanted
-        self._namespace, self._service = _any_of(wanted.namespaces), _any_of(wanted.services)
-        self._pod, self._metric = _any_of(wanted.pods), _any_of(wanted.metrics)
+        self._namespace, self._service = any_of(wanted.namespaces), any_of(wanted.services)
+        self._pod, self._metric = any_of(wanted.pods), any_of(wanted.metrics)
         self._known: tuple[dict[bytes, bool], dict[bytes, bool]] = {}, {}
 
     def may_be_wanted(self, key: bytes | None, *, of_service: bool) -> bool:
@@ -97,7 +97,7 @@ class RecordFilter:
         return self._namespace(namespace) and (self._service if of_service else self._pod)(name)
 
 
-def _any_of(globs: Iterable[str]) -> Callable[[str], bool]:
+def any_of(globs: Iterable[str]) -> Callable[[str], bool]:
     """Return whether a text is one of *globs*, or matches one; without any, all do."""
     exact = frozenset(globs)
     if not exact:

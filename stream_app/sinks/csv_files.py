@@ -24,6 +24,7 @@ from stream_app.sinks.csv_columns import idle_columns, without_columns
 from stream_app.sinks.csv_style import CsvStyle
 from stream_app.sinks.csv_text import Arrival, Key, Rank, Table, merged
 from stream_app.sinks.csv_waiting import Waiting, one_a_key, waiting_lines
+from stream_app.sinks.owners import Owner, owners_of
 from stream_app.sinks.paths import POD_SUFFIX, SERVICE_SUFFIX, file_path
 
 _RANKS_FOLDER = f"{OWN_FOLDER}/ranks"
@@ -40,9 +41,6 @@ _WAITING_SHARE = 2
 
 _STAGED_BYTES = 256_000_000
 """Commit when so much was rewritten: until then it is on the disk twice."""
-
-_Owner = tuple[str, str, bool]
-"""Namespace, service, whether these are service records."""
 
 
 class CsvSink:
@@ -63,7 +61,7 @@ class CsvSink:
         self._service_suffix = SERVICE_SUFFIX if "pod" in group_by else POD_SUFFIX
         self._style, self._drop = style, frozenset(drop)
         self._held: list[Records] = []
-        self._paths: dict[_Owner, str] = {}
+        self._paths: dict[Owner, str] = {}
         self._tables: dict[str, Table] = {}
 
     @property
@@ -129,7 +127,7 @@ class CsvSink:
     def close(self) -> None:
         self._storage.close()
 
-    def _plan(self, owner: _Owner, rows: Records) -> None:
+    def _plan(self, owner: Owner, rows: Records) -> None:
         """Hand a service's rows, sorted and one a key, to the storage: to be appended, to wait, or to be merged."""
         name = self._path(owner)
         state = self._storage.files.get(name)
@@ -220,7 +218,7 @@ class CsvSink:
             lines = map(orjson.loads, file)
             return {(start_ms, pod): (complete, revision) for start_ms, pod, complete, revision in lines}
 
-    def _path(self, owner: _Owner) -> str:
+    def _path(self, owner: Owner) -> str:
         path = self._paths.get(owner)
         if path is None:
             namespace, service, of_service = owner
@@ -244,22 +242,16 @@ class CsvSink:
         return not name.endswith(self._service_suffix)
 
 
-def _of_owners(records: Records) -> Iterator[tuple[_Owner, Records]]:
+def _of_owners(records: Records) -> Iterator[tuple[Owner, Records]]:
     """Yield each service's rows, sorted by key and one a key: that of the highest rank, then of the later offset."""
-    owners: dict[_Owner, int] = {}
-    owner_of = np.array(
-        [owners.setdefault((namespace, service, pod is None), len(owners)) for namespace, pod, service in records.whos]
-    )
-    pods = {pod: number for number, pod in enumerate(sorted({who[1] or "" for who in records.whos}))}
-    pod_of = np.array([pods[who[1] or ""] for who in records.whos])
-    owner, pod, start = owner_of[records.who], pod_of[records.who], records.window_start_ms
+    names, owner, pod = owners_of(records)
+    start = records.window_start_ms
     order = np.lexsort((records.offset, records.revision, ~records.partial, pod, start, owner))
     owner, pod, start = owner[order], pod[order], start[order]
     is_last = np.ones(len(order), bool)
     is_last[:-1] = (owner[1:] != owner[:-1]) | (start[1:] != start[:-1]) | (pod[1:] != pod[:-1])
     rows, owner = records.take(order[is_last]), owner[is_last]
     bounds = np.flatnonzero(np.diff(owner, prepend=-1, append=-1)).tolist()
-    names = list(owners)
     for first, last in pairwise(bounds):
         yield names[owner[first]], rows[first:last]
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from stream_app.records import BoolArray, Float64Array, Int64Array, Records, joined
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Storage
+from stream_app.sinks.owners import owners_of
 from stream_app.sinks.part_parquet import ParquetParts
 from stream_app.sinks.part_rows import TEXT, TIME, TIME_TYPE, Layout, Rows
 from stream_app.sinks.part_store import TIDYING_ROWS, Limits, PartitionPath, PartStore
@@ -31,9 +32,6 @@ _DAY_MS = 86_400_000
 _HIGHEST_REVISION = 2**61
 _PARTIAL = 2**62
 """What a partial record's rank is below that of a whole one: more than any revision makes up for."""
-
-_Owner = tuple[str, str, bool]
-"""Namespace, service, whether these are service records."""
 
 
 class ParquetSink:
@@ -101,14 +99,11 @@ class ParquetSink:
 
     def _hand_out(self, records: Records) -> None:
         """Give each service's day its rows, sorted and one a key, as parts have them."""
-        owners: dict[_Owner, int] = {}
-        owner_of = np.array([owners.setdefault((who[0], who[2], who[1] is None), len(owners)) for who in records.whos])
-        pods = {pod: number for number, pod in enumerate(sorted({who[1] or "" for who in records.whos}))}
-        pod_of = np.array([pods[who[1] or ""] for who in records.whos])
-        rows = _latest(records, owner_of[records.who], pod_of[records.who])
-        owner, day = owner_of[rows.who], rows.window_start_ms // _DAY_MS
+        names, owner, pod = owners_of(records)
+        order = _latest(records, owner, pod)
+        rows, owner = records.take(order), owner[order]
+        day = rows.window_start_ms // _DAY_MS
         starts = np.flatnonzero(_differs(owner) | _differs(day)).tolist()
-        names = list(owners)
         for group, rows_of_group in _tables(rows, starts):
             namespace, service, is_service = names[owner[starts[group]]]
             date = str(np.datetime64(int(day[starts[group]]), "D"))
@@ -116,13 +111,14 @@ class ParquetSink:
             self._stores[is_service].add(path, rows_of_group)
 
 
-def _latest(records: Records, owner: Int64Array, pod: Int64Array) -> Records:
-    """Return the rows sorted by owner, day, pod and time, and of those with one key the one that stays."""
+def _latest(records: Records, owner: Int64Array, pod: Int64Array) -> Int64Array:
+    """Return which rows stay of those with one key, in the order of owner, day, pod and time."""
     start, day = records.window_start_ms, records.window_start_ms // _DAY_MS
     # Stable: of one rank, what came later comes last.
     order = np.lexsort((_ranks(records), start, pod, day, owner))
     is_last = np.roll(_differs(owner[order]) | _differs(pod[order]) | _differs(start[order]), -1)
-    return records.take(order[is_last])
+    latest: Int64Array = order[is_last]
+    return latest
 
 
 def _differs(values: Int64Array) -> BoolArray:
