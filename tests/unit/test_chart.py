@@ -4,6 +4,8 @@ renderings are looked at (``tests/contract/test_chart_rendering.py`` holds them 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -392,3 +394,10 @@ def test_the_version_is_the_programs():
     images = set(re.findall(r"image: (podstream/(?:ingestor|stream-app):\S+)", chart.golden("minimal")))
     assert images == {f"podstream/ingestor:{version}", f"podstream/stream-app:{version}"}
     assert images <= set(re.findall(r"image: (\S+)", (ROOT / "docker-compose.yml").read_text()))
+
+
+def test_the_page_on_scale_does_the_sums():
+    """Its table is what its program prints."""
+    done = subprocess.run([sys.executable, ROOT / "docker/scale.py"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 8
+    assert done.stdout in (ROOT / "docker/scale.md").read_text()
