@@ -302,7 +302,7 @@ def test_each_selects_its_own_pods(case):
         opened = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
         assert opened == [port["containerPort"] for port in container.get("ports", [])]
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
-    assert [chart.component(policy) for policy in policies] in (sorted(pods), [])
+    assert [chart.component(policy) for policy in policies] == sorted(pods)
     for monitor in of_kind(case, "ServiceMonitor"):
         labels = set(monitor["spec"]["selector"]["matchLabels"].items())
         [expression] = monitor["spec"]["selector"]["matchExpressions"]
