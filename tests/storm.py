@@ -227,16 +227,16 @@ class Storm:
         found: Counter[str] = Counter()
         for one in self._all():
             log = one.child.log_path.read_text() if one.child.log_path.exists() else ""
-            assert "Traceback" not in log, log
+            # Faust prints one of its own threads' where its first connection is cut.
+            assert "Traceback" not in log or one in self._others.values(), log
             own = {code: count for code, count in one.ends.items() if code not in (0, -signal.SIGKILL)}
             assert own.keys() <= {1, 2}, f"{one.child.log_path}: {own}"
             assert log.count("error: ") >= sum(own.values()), f"somebody ended without a word: {own}\n{log}"
             found.update({f"exit code {code}": count for code, count in own.items()})
         for replaced in self.pollers[:-1]:
-            code = replaced.child.poll()
-            # It may have been killed, or have published the last range before the other one came.
-            assert code in (0, 1, -signal.SIGKILL), replaced.child.log_tail()
-            found["poller replaced"] += code == 1
+            # It may have been killed, have found no broker, or have ended the job before the other one came.
+            assert replaced.child.poll() in (0, 1, 2, -signal.SIGKILL), replaced.child.log_tail()
+            found["poller fenced"] += "has taken over" in replaced.child.log_path.read_text()
         return found
 
     def end(self) -> None:
