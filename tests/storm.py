@@ -164,6 +164,10 @@ class Storm:
 
     def __post_init__(self) -> None:
         self.storage = self.folder / "data"
+        self._sides: dict[str, tuple[Server, TcpProxy]] = {
+            "Kafka": (self.broker, self.kafka_net),
+            "Prometheus": (self.prometheus, self.prometheus_net),
+        }
         self._others = {
             name: Supervised(worker(self.broker.way_in, VIEW, self.folder / f"worker-{slot}.log", slot))
             for slot, name in enumerate((*WORKERS, JOINER))
@@ -249,10 +253,10 @@ class Storm:
     def _acts(self, fault: Fault) -> tuple[Callable[[], object], Callable[[], object]]:
         """Return what begins a fault, and what ends it."""
         whom = fault.whom
-        if fault.what in self._server_acts:
-            both = {"Kafka": [0], "Prometheus": [1], "both": [0, 1]}[whom]
-            begin, end = self._server_acts[fault.what]
-            return lambda: [begin(self, place) for place in both], lambda: [end(self, place) for place in both]
+        if fault.what in SIDE_ACTS:
+            begin, end = SIDE_ACTS[fault.what]
+            sides = [side for name, side in self._sides.items() if whom in (name, "both")]
+            return lambda: [begin(*side) for side in sides], lambda: [end(*side) for side in sides]
         if fault.what == "joins and leaves":
             joiner = self._others[whom]
             return joiner.join, joiner.leave
@@ -262,32 +266,6 @@ class Storm:
             # It goes on by itself, though it may be no poller of ours any more by then.
             return lambda: self._named(whom).freeze(fault.until_s - fault.at_s), _nothing
         return lambda: self._named(whom).kill(), _nothing
-
-    _server_acts: Mapping[str, tuple[Callable[[Storm, int], object], Callable[[Storm, int], object]]] = field(
-        init=False,
-        default_factory=lambda: {
-            "server killed": (lambda storm, n: storm._servers[n].kill(), lambda storm, n: _start(storm._servers[n])),
-            "server stopped": (
-                lambda storm, n: _signal(storm._servers[n], signal.SIGSTOP),
-                lambda storm, n: _signal(storm._servers[n], signal.SIGCONT),
-            ),
-            "connections cut": (lambda storm, n: storm._nets[n].cut_connections(), lambda _storm, _n: None),
-            "connections stalled": (lambda storm, n: storm._nets[n].stall(), lambda storm, n: storm._nets[n].heal()),
-            "connections slow": (
-                lambda storm, n: storm._nets[n].slow(SLOW_BYTES_PER_S),
-                lambda storm, n: storm._nets[n].heal(),
-            ),
-            "connections refused": (lambda storm, n: storm._nets[n].refuse(), lambda storm, n: storm._nets[n].heal()),
-        },
-    )
-
-    @property
-    def _servers(self) -> tuple[Server, Server]:
-        return self.broker, self.prometheus
-
-    @property
-    def _nets(self) -> tuple[TcpProxy, TcpProxy]:
-        return self.kafka_net, self.prometheus_net
 
     def _second_poller(self) -> None:
         """Start another poller of the job, which takes over: the one before it is not started again."""
@@ -333,3 +311,27 @@ def _start(server: Server) -> None:
 def _signal(server: Server, number: signal.Signals) -> None:
     if server.poll() is None:
         os.kill(server.pid, number)
+
+
+def _nothing_more(_server: Server, _net: TcpProxy) -> None:
+    pass
+
+
+def _heal(_server: Server, net: TcpProxy) -> None:
+    net.heal()
+
+
+SideAct = Callable[[Server, TcpProxy], None]
+
+SIDE_ACTS: Mapping[str, tuple[SideAct, SideAct]] = {
+    "server killed": (lambda server, _: server.kill(), lambda server, _: _start(server)),
+    "server stopped": (
+        lambda server, _: _signal(server, signal.SIGSTOP),
+        lambda server, _: _signal(server, signal.SIGCONT),
+    ),
+    "connections cut": (lambda _, net: net.cut_connections(), _nothing_more),
+    "connections stalled": (lambda _, net: net.stall(), _heal),
+    "connections slow": (lambda _, net: net.slow(SLOW_BYTES_PER_S), _heal),
+    "connections refused": (lambda _, net: net.refuse(), _heal),
+}
+"""What begins and what ends a fault of a server or of the way to it."""
