@@ -10,6 +10,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The tree itself, from what the lock has brought: no network, no isolated build environment.
 INSTALL_TREE := $(PIP) install --no-deps --no-build-isolation --editable .
+# Tests wait for servers more than they compute. Each process has a Kafka and a Prometheus of its own: a gigabyte.
+TEST_PROCESSES ?= 3
 UV_COMPILE := pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
 .PHONY: help install lock check test demo demo-live clean
@@ -28,7 +30,7 @@ check: .venv/.installed-dev ## style, types and which module may import which
 test: .venv/.installed-dev ## make check, then all tests, on a real Kafka and a real Prometheus
 	$(BIN)/python -m ingestor.local fetch --backends
 	$(MAKE) check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 demo: install ## history of a made-up cluster, from Prometheus to files
 	$(BIN)/python docker/demo/run.py

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ingestor.core.errors import ConfigError, IngestorError
-from ingestor.local import chromium, kafka, prometheus, prometheus3, victoria_metrics
+from ingestor.local import chromium, helm, kafka, prometheus, prometheus3, victoria_metrics
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -22,7 +22,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--backends", is_flag=True, help="Also what the tests use: Prometheus 3, VictoriaMetrics and Chromium.")
+@click.option(
+    "--backends", is_flag=True, help="Also what the tests use: Prometheus 3, VictoriaMetrics, Chromium and Helm."
+)
 def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
     """Download what the local servers need into the user's cache; silent when it is there.
 
@@ -49,6 +51,9 @@ def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
         if not prometheus3.program_folder().is_dir():
             click.echo(f"building Prometheus {prometheus3.VERSION} (some minutes) ...")
         _find_or_warn(prometheus3.find_program)
+        if not helm.program_folder().is_dir():
+            click.echo(f"building Helm {helm.VERSION} (two minutes) ...")
+        _find_or_warn(helm.find_program)
 
 
 def _find_or_warn(find: Callable[[], Path]) -> None:

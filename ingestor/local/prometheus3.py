@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
-from ingestor.core.errors import ConfigError
 from ingestor.local.cache import cache_folder, filled_once
-from ingestor.local.processes import run
+from ingestor.local.go_install import go_install
 
 VERSION = "3.16.0"
 
@@ -17,7 +14,7 @@ _COMMAND = "github.com/prometheus/prometheus/cmd/prometheus@v0.316.0"
 
 # Service discovery for every cloud is most of what would be compiled; a list of targets in the file is always there.
 _TAGS = "remove_all_sd"
-_LINKER_FLAGS = f"-s -w -X github.com/prometheus/common/version.Version={VERSION}"
+_LINKER_FLAG = f"-X github.com/prometheus/common/version.Version={VERSION}"
 
 
 def find_program() -> Path:
@@ -38,15 +35,4 @@ def program_folder() -> Path:
 
 
 def _build(target: Path) -> None:
-    if shutil.which("go") is None:
-        raise ConfigError(f"Prometheus {VERSION} is built with Go, and there is none on PATH: see https://go.dev/dl/")
-    target.mkdir()
-    done = run(
-        # Two at once: linking and compiling the largest packages takes a gigabyte each.
-        ["go", "install", "-p", "2", "-trimpath", "-tags", _TAGS, "-ldflags", _LINKER_FLAGS, _COMMAND],
-        cwd=target,
-        env={**os.environ, "GOBIN": str(target)},
-    )
-    if done.returncode != 0 or not (target / "prometheus").exists():
-        words = [line for line in done.stderr.splitlines() if not line.startswith("go: downloading")]
-        raise ConfigError(f"go cannot build Prometheus {VERSION}: {' '.join(words[-3:])}")
+    go_install(f"Prometheus {VERSION}", _COMMAND, target, "-tags", _TAGS, linker_flags=[_LINKER_FLAG])

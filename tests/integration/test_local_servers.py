@@ -16,7 +16,7 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingestor.core.errors import ConfigError
-from ingestor.local import prometheus3, victoria_metrics
+from ingestor.local import helm, prometheus3, victoria_metrics
 from ingestor.local.debian import take_programs
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child, PortTakenError, free_port
@@ -186,11 +186,12 @@ def test_what_the_tests_read_from_is_missed_loudly(tmp_path: Path, monkeypatch: 
     """Without Go or without a distribution that has the package, one line says what to do; no folder is left."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="is built with Go, and there is none on PATH"):
-        prometheus3.find_program()
+    for built in (prometheus3, helm):
+        with pytest.raises(ConfigError, match="is built with Go, and there is none on PATH"):
+            built.find_program()
+        assert not built.program_folder().exists()
     with pytest.raises(ConfigError, match="no VictoriaMetrics here: apt-get install victoria-metrics"):
         victoria_metrics.find_program()
-    assert not prometheus3.program_folder().exists()
     assert not victoria_metrics.program_folder().exists()
 
 
