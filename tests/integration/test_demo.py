@@ -37,7 +37,7 @@ class Demos:
 
 
 def start(folder: Path, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
-    """Start a demo whose files are in ``data`` below a folder."""
+    """Start a demo whose files are in ``data/demo`` below a folder."""
     folder.mkdir()
     return subprocess.Popen(
         [sys.executable, programs.DOCKER / "demo" / "run.py"],
@@ -57,7 +57,7 @@ def demos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demos]:
     in_pipe = start(folder / "pipe", subprocess.DEVNULL, subprocess.PIPE)
     on_terminal = start(folder / "terminal", inner, inner)
     os.close(inner)
-    yield Demos(in_pipe, on_terminal, terminal, folder / "terminal" / "data")
+    yield Demos(in_pipe, on_terminal, terminal, folder / "terminal" / "data" / "demo")
     for process in (in_pipe, on_terminal):
         if process.poll() is None:
             process.terminate()
