@@ -130,7 +130,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n\n")[1])
     parser.add_argument("--live", action="store_true", help="go on printing new windows until Ctrl-C")
     parser.add_argument(
-        "--data", type=Path, default=Path("data/demo"), metavar="DIR", help="where the files go (default: ./%(default)s)"
+        "--data",
+        type=Path,
+        default=Path("data/demo"),
+        metavar="DIR",
+        help="where the files go (default: ./%(default)s)",
     )
     return parser.parse_args()
 

@@ -75,7 +75,7 @@ def test_no_document_tells_a_reader_to_type_what_is_not_understood(document: Pat
     """Flags of our programs exist; those of others are known here by name."""
     ours = {flag for group, name in COMMANDS for flag in options_of(group.commands[name])}
     ours |= {"--config", "--help", "--version", "--start_time", "--end_time", "--chunk_size", "--storage_path"}
-    docker = {"--build", "--detach", "--follow", "--volumes"}
+    docker = {"--profile", "--no-healthcheck", "--build", "--detach", "--follow", "--volumes"}
     kafka = {"--alter", "--entity-type", "--entity-name", "--add-config"}
     text = document.read_text()
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z_-]+", text)) <= ours | docker | kafka | {"--backends", "--live"}
