@@ -170,8 +170,10 @@ export class Chart {
     const step = x(1) - x(0);
     const drawing = svg(
       "svg", { viewBox: `0 0 ${width} ${CHART.height}`, width, height: CHART.height, "aria-hidden": "true", focusable: "false" },
-      windows.map((start, at) =>
-        anomalous.has(start) ? svg("rect", { class: "anomalous", x: x(at) - Math.max(step, 3) / 2, width: Math.max(step, 3), y: CHART.top, height: height - CHART.top }) : null),
+      runs(windows, anomalous).map(([first, last]) => {
+        const band = Math.max((last - first + 1) * step, 3);
+        return svg("rect", { class: "anomalous", x: (x(first) + x(last) - band) / 2, width: band, y: CHART.top, height: height - CHART.top });
+      }),
       ticks.map((tick) => [
         svg("line", { class: "grid", x1: CHART.left, x2: width - CHART.right, y1: y(tick), y2: y(tick) }),
         svg("text", { class: "tick", x: CHART.left - 8, y: y(tick) + 4, "text-anchor": "end" }, `${number(Number((tick / scale.divisor).toPrecision(12)))}${scale.unit ? ` ${scale.unit}` : ""}`),
@@ -233,6 +235,17 @@ export class Chart {
     );
     this.#table.replaceChildren(this.#table.firstElementChild, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Values of ${this.#title}` }, table));
   }
+}
+
+// Windows next to one another that are all in a set, as [number of the first, number of the last]: bands that meet would show seams.
+function runs(windows, chosen) {
+  const found = [];
+  windows.forEach((start, at) => {
+    if (!chosen.has(start)) return;
+    if (found.at(-1)?.[1] === at - 1) found.at(-1)[1] = at;
+    else found.push([at, at]);
+  });
+  return found;
 }
 
 // Where a text below an axis stands: in the middle below its place, or where that would be cut at the right end.
