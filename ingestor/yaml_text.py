@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 _MOST_NODES = 100_000
-"""Aliases spelled out: ten lines of aliases to aliases are a billion values, which are few while nobody looks at them."""
+"""With aliases spelled out: ten lines of aliases to aliases are a billion values, once somebody looks at them."""
 
 
 def composed(text: str) -> yaml.Node | None:

@@ -146,7 +146,7 @@ class RemoteReadSource(HttpApi):
         if status != HTTPStatus.OK:
             raise self._refusal(status, retry_s, body, sized=False)
         data = self._checked_data(body)
-        return _external_labels(data.get("yaml", "") if isinstance(data, dict) else "")
+        return external_labels(data.get("yaml", "") if isinstance(data, dict) else "")
 
     def _refuse_the_ambiguous(
         self, selector: Selector, metric: str, time_range: TimeRange, external: dict[str, str]
@@ -246,7 +246,7 @@ def _pieces(response: requests.Response, samples: _Samples) -> Iterator[tuple[By
         raise SourceUnavailable(f"the answer was cut short in the middle of a frame{told}")
 
 
-def _external_labels(configuration: str) -> dict[str, str]:
+def external_labels(configuration: str) -> dict[str, str]:
     """Return ``global.external_labels`` of Prometheus' configuration, of which the rest can be very long."""
     section = re.search(r"^global:.*\n(?:[ \t].*\n|\n)*", configuration + "\n", re.MULTILINE)
     try:
