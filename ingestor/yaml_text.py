@@ -33,8 +33,9 @@ def loaded(text: str) -> Any:
     try:
         node = _checked(loader)
         return None if node is None else loader.construct_document(node)
-    except (ValueError, RecursionError) as error:
-        raise yaml.YAMLError(str(error)) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        # The library's own constructors stumble over values that their tags do not fit, each in its way.
+        raise yaml.YAMLError(f"a value does not fit its type: {error}") from error
     finally:
         loader.dispose()
 

@@ -151,7 +151,13 @@ NINE = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [(NINE, "too large"), ("a: &a [*a]", "holds itself"), ("[" * 20_000, "nested too deeply"), ("2026-13-45", "month")],
+    [
+        (NINE, "too large"),
+        ("a: &a [*a]", "holds itself"),
+        ("[" * 20_000, "nested too deeply"),
+        ("2026-13-45", "month"),
+        ("!!int ''", "type"),
+    ],
 )
 def test_yaml_that_grows_is_refused(text: str, words: str) -> None:
     """Ten lines that mean a billion values, or have no end, are refused before they are spelled out."""
