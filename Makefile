@@ -10,9 +10,11 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The tree itself, from what the lock has brought: no network, no isolated build environment.
 INSTALL_TREE := $(PIP) install --no-deps --no-build-isolation --editable .
+# Tests wait for servers more than they compute. Each process has a Kafka and a Prometheus of its own: a gigabyte.
+TEST_PROCESSES ?= 3
 UV_COMPILE := pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
-.PHONY: help install lock audit check test demo demo-live clean
+.PHONY: help install lock audit check test bench demo demo-live clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -28,7 +30,11 @@ check: .venv/.installed-dev ## style, types and which module may import which
 test: .venv/.installed-dev ## make check, then all tests, on a real Kafka and a real Prometheus
 	$(BIN)/python -m ingestor.local fetch --backends
 	$(MAKE) check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+bench: .venv/.installed-bench ## how fast it is, on real servers; BENCH='--runs 1 --scale 0.1' is shorter
+	$(BIN)/python -m ingestor.local fetch
+	$(BIN)/python tests/benchmark/run.py $(BENCH)
 
 demo: install ## history of a made-up cluster, from Prometheus to files
 	$(BIN)/python docker/demo/run.py
@@ -47,6 +53,8 @@ lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that p
 	build=$$("$$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'); \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra local --constraint requirements-dev.lock \
 		--output-file requirements.lock <<< "$$build"; \
+	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml --extra bench --no-emit-package podstream \
+		--constraint requirements-dev.lock --output-file requirements-bench.lock; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra app --constraint requirements-dev.lock \
 		--output-file requirements-docker.lock <<< "$$build"; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml docker/ml_service/requirements.in - \
@@ -72,6 +80,10 @@ clean: ## remove .venv and what the tools have left in this folder
 
 .venv/.installed-dev: requirements-dev.lock .venv/.installed
 	$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+.venv/.installed-bench: requirements-bench.lock .venv/.installed
+	$(PIP) install --require-hashes --requirement requirements-bench.lock
 	@touch $@
 
 $(BIN)/pip:

@@ -1,5 +1,5 @@
 # The workers and the file sink: `stream-app`. Built from the repository's root, as docker-compose.yml does.
-# The same as ingestor.Dockerfile up to the last two lines: the images share their layers.
+# The same as ingestor.Dockerfile up to the lines from HEALTHCHECK on: the images share their layers.
 
 FROM python:3.11.14-slim-bookworm AS build
 
@@ -27,5 +27,8 @@ COPY --from=build /opt/podstream /opt/podstream
 COPY --from=build --chown=podstream:podstream /var/cache/podstream /var/cache/podstream
 ENV PATH=/opt/podstream/bin:$PATH NUMBA_CACHE_DIR=/var/cache/podstream NUMBA_CPU_NAME=generic
 USER podstream
+# Of `worker`. Other commands serve no page: docker run --no-healthcheck.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=30s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:6066/-/healthy', timeout=4)"]
 ENTRYPOINT ["stream-app"]
 CMD ["--help"]

@@ -1,4 +1,4 @@
-"""Real servers that the whole session shares. Tests tell their topics apart by name."""
+"""Real servers that all tests of a process share. Tests tell their topics apart by name."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, 
 # How long an example takes says nothing about what it shows, and CI is sometimes busy.
 settings.register_profile("podstream", deadline=None)
 settings.load_profile("podstream")
+
+QUICK_LAST = ("fault", "integration", "browser", "contract", "unit")
+"""Folders by how long their modules take; what is not named here comes before them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long modules first, so that of several processes none is left alone with one at the end."""
+    places = {folder: place for place, folder in enumerate(QUICK_LAST)}
+    items.sort(key=lambda item: places.get(item.path.parent.name, -1))
 
 
 @pytest.fixture(scope="session")

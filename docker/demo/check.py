@@ -67,10 +67,14 @@ class Judged:
 
     last_ms: int = 0
     """Start of the latest window."""
-    pods: frozenset[str] = frozenset()
-    """Who was found ill."""
+    ill: frozenset[tuple[str, int]] = frozenset()
+    """Who was found ill, and the starts of the windows in which."""
     times: int = 0
     """How often one fell ill."""
+
+    @property
+    def pods(self) -> frozenset[str]:
+        return frozenset(pod for pod, _ in self.ill)
 
 
 class DoubledError(Exception):
@@ -199,9 +203,9 @@ def judged(cluster: Cluster) -> Judged:
             # After a crash some come twice: the later one counts.
             verdicts[score["pod"], score["window_start"]] = score["anomalous"]
     in_order = sorted(verdicts.items())
-    ill = {pod for (pod, _), is_ill in in_order if is_ill}
+    ill = frozenset(window for window, is_ill in in_order if is_ill)
     begins = sum(is_ill and not was_ill for (_, was_ill), (_, is_ill) in pairwise([(("", 0), False), *in_order]))
-    return Judged(max((start_ms for _, start_ms in verdicts), default=0), frozenset(ill), begins)
+    return Judged(max((start_ms for _, start_ms in verdicts), default=0), ill, begins)
 
 
 def _committed_messages(cluster: Cluster, topics: Iterable[str]) -> Iterator[Message]:

@@ -231,7 +231,8 @@ def _web_server(requests_per_s: float, cpu_s_per_request: float, memory_bytes: f
         for code, share in (("200", 0.981), ("404", 0.016), ("500", 0.003)):
             yield "http_requests_total", (("code", code),), float(math.floor(share * work))
         waiting = 60 if is_sick(pod.name, time_ms) else 0
-        yield "queue_depth", (), float(max(0, waiting + round(4 * now**2 - 1 + 2.5 * _noise(pod, "queue", time_ms))))
+        # Mostly above zero: of a queue that is mostly empty, any three requests would be an anomaly.
+        yield "queue_depth", (), float(max(0, waiting + round(3 + 2 * now**2 + 4 * _noise(pod, "queue", time_ms))))
 
     return shown
 

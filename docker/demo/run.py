@@ -1,8 +1,8 @@
 """``make demo``: the whole pipeline on this machine, from a real Prometheus through a real Kafka into files.
 
 Six hours of a small cluster's history and what it shows live go through the same
-path. Ends by itself once live windows are in the files, after comparing the files
-with Prometheus.
+path. Once live windows are in the files, compares files and dashboard with Prometheus.
+Then a terminal keeps the dashboard until Ctrl-C; elsewhere the demo ends by itself.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -27,16 +28,18 @@ import metrics
 import requests
 import tables
 from confluent_kafka import KafkaException
+from dashboard import Dashboard, differences
 from rich.console import Console
 
 from ingestor.core.durations import ChunkSize
-from ingestor.core.errors import IngestorError
+from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.time_range import floor_ms
 from ingestor.kafka import Cluster
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import PIPE, Child
+from ingestor.local.processes import PIPE, Child, free_port
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
 from ingestor.options import cluster_arguments
+from ingestor.web import listening, url_of
 
 DEMO = Path(__file__).resolve().parent
 
@@ -55,8 +58,17 @@ HISTORY_TIMEOUT_S = 90.0
 LIVE_TIMEOUT_S = 60.0
 """Two windows of 10 s, the wait for late scrapes, and the polls: 30 to 40 s."""
 
+PAGES_TIMEOUT_S = 60.0
+"""A worker's start takes some seconds."""
+
+SAME_TIMEOUT_S = 30.0
+"""The dashboard reads half an hour of ten pods in a second."""
+
 MODEL_TIMEOUT_S = 60.0
 """Six hours of three pods take some seconds."""
+
+DASHBOARD_PORT = 6066
+"""The worker's own default: what the documents say is what the demo has."""
 
 WATCHED_SERVICE = "cart"
 """Whose normal the ML service learns: the demo need not wait for the others."""
@@ -118,7 +130,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__.split("\n\n")[1])
     parser.add_argument("--live", action="store_true", help="go on printing new windows until Ctrl-C")
     parser.add_argument(
-        "--data", type=Path, default=Path("data"), metavar="DIR", help="where the files go (default: ./%(default)s)"
+        "--data",
+        type=Path,
+        default=Path("data/demo"),
+        metavar="DIR",
+        help="where the files go (default: ./%(default)s)",
     )
     return parser.parse_args()
 
@@ -183,6 +199,8 @@ class Running:
 
     folder: Path
     url: str
+    """Prometheus'."""
+    dashboard_url: str
     cluster: Cluster
     children: dict[str, Child]
     started_s: float
@@ -211,27 +229,44 @@ class Running:
 
 def run(folder: Path, *, live: bool) -> None:
     """Start everything, wait, check, show; whatever happens, stop everything and delete the scratch folder."""
+    listener = dashboard_listener()
+    console.print(f"Dashboard: {url_of(listener)}", style="bold")
+    console.print("It answers in a few seconds, and for as long as this demo runs.\n")
     steps = Steps()
     with tempfile.TemporaryDirectory(prefix="podstream-demo.") as scratch_name, contextlib.ExitStack() as stack:
         scratch = Path(scratch_name)
         try:
-            running = start(folder, scratch, stack, steps)
+            running = start(folder, scratch, listener, stack, steps)
+            wait_for_pages(running, steps)
             history_s = wait_for_history(running, steps)
             wait_for_live_windows(running, steps)
             published = verify(running, steps)
             wait_for_model(running, steps)
+            verify_dashboard(running, steps)
             show_files(running)
             show_speed(published, history_s)
             show_next_steps()
             if live:
                 follow(running)
+            if sys.stdin.isatty() and sys.stdout.isatty():
+                stay(running)
         finally:
             # From here on another Ctrl-C would only leave things behind.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             keep_server_logs(scratch, folder / "logs")
 
 
-def start(folder: Path, scratch: Path, stack: contextlib.ExitStack, steps: Steps) -> Running:
+def dashboard_listener() -> socket.socket:
+    """Return what holds the dashboard's port until the worker takes it: two demos never say the same address."""
+    try:
+        return listening(("127.0.0.1", DASHBOARD_PORT))
+    except ConfigError:
+        listener = listening(("127.0.0.1", free_port()))
+        console.print(f"port {DASHBOARD_PORT} is taken: the dashboard gets one that is free")
+        return listener
+
+
+def start(folder: Path, scratch: Path, listener: socket.socket, stack: contextlib.ExitStack, steps: Steps) -> Running:
     """Start the servers, and on them the pipeline."""
     logs = folder / "logs"
     fetch_servers(logs, steps)
@@ -247,17 +282,21 @@ def start(folder: Path, scratch: Path, stack: contextlib.ExitStack, steps: Steps
     prometheus = LocalPrometheus(scratch / "prometheus", config=scrape_config(target_of(exporter)))
     create_blocks(openmetrics, prometheus.data_dir)
     stack.enter_context(prometheus)
-    steps.done(f"Prometheus has {HISTORY_HOURS} hours of a small cluster ({written:,} samples), and scrapes it")
+    steps.done(f"Prometheus has a small cluster's last {HISTORY_HOURS} hours: {written:,} samples")
     kafka = stack.enter_context(LocalKafka(scratch / "kafka"))
     steps.done(f"Apache Kafka answers on {kafka.bootstrap_servers}")
 
     started_s, live_start_ms = time.monotonic(), time.time_ns() // 1_000_000
     children = {"the exporter": exporter}
-    for name, log, arguments in pipeline_commands(prometheus.url, kafka.cluster, folder):
+    dashboard_url = url_of(listener)
+    listener.close()
+    for name, log, arguments in pipeline_commands(prometheus.url, kafka.cluster, folder, dashboard_url):
         child = Child([sys.executable, *arguments], log_path=logs / log, env=clean_environment())
         children[name] = stack.enter_context(child)
-    steps.done("ingestor, worker, file writer and an ML service are started: one job for history and live")
-    return Running(folder, prometheus.url, kafka.cluster, children, started_s, history_start_ms, live_start_ms)
+    steps.done("the ingestor, a worker, the file writer and an ML service are started")
+    return Running(
+        folder, prometheus.url, dashboard_url, kafka.cluster, children, started_s, history_start_ms, live_start_ms
+    )
 
 
 def fetch_servers(logs: Path, steps: Steps) -> None:
@@ -297,18 +336,15 @@ def scrape_config(target: str) -> dict[str, Any]:
     return {"scrape_configs": [scrape]}
 
 
-def pipeline_commands(url: str, cluster: Cluster, folder: Path) -> list[tuple[str, str, list[str]]]:
+def pipeline_commands(url: str, cluster: Cluster, folder: Path, dashboard_url: str) -> list[tuple[str, str, list[str]]]:
     """Return what runs as name, log file, and arguments of Python."""
     kafka = cluster_arguments(cluster)
     window = ["--chunk-size", str(CHUNK_SIZE), "--method", "mean"]
+    web = ["--web-listen-address", dashboard_url.removeprefix("http://")]
     since = ["--start", f"{HISTORY_HOURS}h", "--settle", "5s", "--poll-interval", "2s"]
     return [
         ("the ingestor", "ingestor.log", ["-m", "ingestor", "run", "--url", url, *kafka, *since]),
-        (
-            "the worker",
-            "worker.log",
-            ["-m", "stream_app", "worker", *kafka, *window, "--slot", "0", "--web-listen-address", "none"],
-        ),
+        ("the worker", "worker.log", ["-m", "stream_app", "worker", *kafka, *window, "--slot", "0", *web]),
         ("the file writer", "files.log", ["-m", "stream_app", "files", *kafka, "--storage", str(folder)]),
         (
             "the ML service",
@@ -325,6 +361,13 @@ def pipeline_commands(url: str, cluster: Cluster, folder: Path) -> list[tuple[st
 def clean_environment() -> dict[str, str]:
     """Return the environment without settings that are meant for somebody's real pipeline."""
     return {name: value for name, value in os.environ.items() if not name.startswith(("INGESTOR_", "STREAM_APP_"))}
+
+
+def wait_for_pages(running: Running, steps: Steps) -> None:
+    """Wait until the dashboard answers, and say where."""
+    dashboard = Dashboard(running.dashboard_url)
+    wait_until(dashboard.is_up, PAGES_TIMEOUT_S, "the dashboard does not answer", running)
+    steps.done(f"the dashboard answers: {running.dashboard_url}")
 
 
 def wait_for_history(running: Running, steps: Steps) -> float:
@@ -420,7 +463,34 @@ def wait_for_model(running: Running, steps: Steps) -> None:
     if judged.pods != {metrics.SICK_POD}:
         found = ", ".join(sorted(judged.pods)) or "nobody"
         raise DemoError(f"the ML service has found {found}, not {metrics.SICK_POD}", *running.children.values())
-    steps.done(f"the ML service found {metrics.SICK_POD} ill, {judged.times} times; logs/ml-service.log says why")
+    steps.done(f"ML service: {metrics.SICK_POD} was ill {judged.times} times (logs/ml-service.log)")
+
+
+def verify_dashboard(running: Running, steps: Steps) -> None:
+    """Compare what the dashboard shows with files and anomalies, once it has read what they have.
+
+    Raises:
+        DemoError: it shows something else.
+    """
+    dashboard = Dashboard(running.dashboard_url)
+    until_ms = running.first_live_window_ms + LIVE_WINDOWS * CHUNK_MS
+    values, different = 0, [""]
+
+    def is_same() -> bool:
+        nonlocal values, different
+        shown = dashboard.shown()
+        values = len(shown.values)
+        different = differences(shown, running.tables(), until_ms, check.judged(running.cluster).ill)
+        return not different
+
+    try:
+        with steps.waiting("the dashboard is compared with the files ..."):
+            wait_until(is_same, SAME_TIMEOUT_S, "the dashboard does not show what is in the files", running)
+    except requests.RequestException as error:
+        raise DemoError(f"the dashboard fails: {error}", *running.children.values()) from error
+    except DemoError as error:
+        raise DemoError(f"{error}: {different[0]}", *error.logs) from error
+    steps.done(f"checked: {values:,} values on the dashboard equal the files', anomalies too")
 
 
 class Steps:
@@ -468,14 +538,22 @@ def print_aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: in
 def show_speed(published: check.Published, history_s: float) -> None:
     count, seconds = published.history_samples, published.history_s
     console.print(
-        f"\n{count:,} samples of history from Prometheus into files in {history_s:.1f} s, with the start of\n"
-        f"three processes; from the first message to the last record {seconds:.2f} s: {count / seconds:,.0f} samples/s"
+        f"\n{count:,} samples of history from Prometheus into files in {history_s:.1f} s, starts\n"
+        f"included; from the first message to the last record {seconds:.2f} s:\n{count / seconds:,.0f} samples/s"
     )
 
 
 def show_next_steps() -> None:
     console.print("\nyour own cluster, in one command:", style="bold")
     console.print(NEXT_COMMAND)
+
+
+def stay(running: Running) -> NoReturn:
+    """Keep everything running, for who looks at the dashboard, until Ctrl-C."""
+    console.print(f"\nThe dashboard is live until Ctrl-C: {running.dashboard_url}", style="bold")
+    while True:
+        running.check_children()
+        time.sleep(LIVE_LOOK_EVERY_S)
 
 
 def follow(running: Running) -> NoReturn:

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ingestor.core.errors import ConfigError, IngestorError
-from ingestor.local import chromium, helm, kafka, prometheus, prometheus3, victoria_metrics
+from ingestor.local import chromium, docker, helm, kafka, prometheus, prometheus3, victoria_metrics
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
@@ -54,9 +54,12 @@ def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
         if not helm.program_folder().is_dir():
             click.echo(f"building Helm {helm.VERSION} (two minutes) ...")
         _find_or_warn(helm.find_program)
+        if not docker.on_path() and not docker.program_folder().is_dir():
+            click.echo("fetching Docker (65 MB) ...")
+        _find_or_warn(docker.find_programs)
 
 
-def _find_or_warn(find: Callable[[], Path]) -> None:
+def _find_or_warn(find: Callable[[], object]) -> None:
     """Get what only tests need: where that cannot be, they say so and go on without."""
     try:
         find()

@@ -44,13 +44,14 @@ def take_programs(package: str, programs: Sequence[str], target: Path, advice: s
             raise ConfigError(f"{advice} (the package's {name} cannot be run)")
 
 
-def unpack_with_dependencies(packages: Sequence[str], target: Path, advice: str) -> None:
+def unpack_with_dependencies(packages: Sequence[str], target: Path, advice: str, *, whole: bool = False) -> None:
     """Download packages and all that they need and the system has not, and unpack it as a root of its own.
 
     Args:
         packages: names in the distribution.
         target: the folder to make; downloads are left beside it.
         advice: how to get the packages otherwise, for the error message.
+        whole: unpack also what the system has: the root of a container.
 
     Raises:
         ConfigError: *advice*, and why this way does not work.
@@ -61,6 +62,8 @@ def unpack_with_dependencies(packages: Sequence[str], target: Path, advice: str)
     update = run([*apt, "update"])
     # Told to install and to stop before that: so it looks at what the system has, and needs no root.
     options = ["--yes", "--no-install-recommends", "--download-only"]
+    if whole:
+        options += ["-o", "Dir::State::status=/dev/null"]
     download = run([*apt, *options, "install", *packages])
     if download.returncode != 0:
         raise _failed(advice, update, download)

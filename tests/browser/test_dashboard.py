@@ -264,6 +264,35 @@ def test_legible(page: Page, pipeline: Pipeline, size: ViewportSize, scheme: str
         assert page.locator("h1").count() == 1
 
 
+def test_no_text_of_a_chart_is_cut(page: Page, pipeline: Pipeline) -> None:
+    """Wherever the times stand, the last one at the right edge too, however wide the chart is and its font."""
+    opened(page, pipeline)
+    minute = MINUTE_MS
+    for size_ms in (10_000, minute, 60 * minute, 1440 * minute):
+        for last_ms in (history.END_MS, history.END_MS - size_ms, history.END_MS // (1440 * minute) * 1440 * minute):
+            windows = [last_ms - size_ms * back for back in reversed(range(120))]
+            for width in (320, 500, 900):
+                assert page.evaluate(CUT, {"windows": windows, "width": width}) == []
+
+
+CUT = """async ({ windows, width }) => {
+  const { Chart, Charts } = await import("./static/chart.js");
+  const chart = new Chart("queue_depth", { kind: "count", per: "" }, new Charts(), "queue_depth");
+  chart.element.style.width = `${width}px`;
+  chart.element.style.letterSpacing = "1px";
+  document.body.append(chart.element);
+  const latest = { latest: 1, latestAt: windows.at(-1), anomalous: new Set(), partial: new Set() };
+  chart.show({ windows, values: windows.map((_, at) => at), ...latest });
+  while (!chart.element.querySelector("svg")) await new Promise(requestAnimationFrame);
+  const frame = chart.element.querySelector("svg").getBoundingClientRect();
+  const texts = [...chart.element.querySelectorAll("text")];
+  const places = texts.map((one) => [one.textContent, one.getBoundingClientRect()]);
+  chart.remove();
+  if (!texts.length) return ["no text"];
+  return places.filter(([, { right }]) => right > frame.right + 0.5)
+    .map(([text, { right }]) => `${text} ${right - frame.right}`);
+}"""
+
 FAINT = """() => {
   const channels = (text) => text.match(/[\\d.]+/g).map(Number);
   const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);

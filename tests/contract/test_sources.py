@@ -66,7 +66,7 @@ _Running = TypeVar("_Running")
 Start = Callable[[Callable[[str, Path], AbstractContextManager[_Running]], str], _Running]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start[Any]]:
     """Run a backend in a scenario, from the first test that wants it to the end."""
     with ExitStack() as stack:

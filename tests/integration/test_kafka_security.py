@@ -140,7 +140,7 @@ def rights(kind: ResourceType, prefix: str, *operations: AclOperation) -> list[t
     return [(kind, prefix, operation) for operation in operations]
 
 
-# All that README says a user needs, and nothing else.
+# All that the operator's guide says a user needs, and nothing else.
 PIPELINE = [
     *rights(
         ResourceType.TOPIC, "metrics", AclOperation.CREATE, AclOperation.DESCRIBE, AclOperation.DESCRIBE_CONFIGS,

@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 _MODULES = programs.modules("demo")
 metrics, history, workload = _MODULES["metrics"], _MODULES["history"], _MODULES["workload"]
-tables, demo = _MODULES["tables"], _MODULES["run"]
+tables, demo, dashboard = _MODULES["tables"], _MODULES["run"], _MODULES["dashboard"]
 
 NOW_MS = 1_795_460_000_000
 PAST_MS = 6 * metrics.HOUR_MS
@@ -270,3 +270,32 @@ def test_shown_columns_fit_the_width() -> None:
     lines = tables.aligned([table.columns[i] for i in columns], [[row[i] for i in columns] for row in table.rows], 2)
     assert len({len(line) for line in lines}) == 1
     assert len(lines[0]) <= 80
+
+
+def test_what_the_dashboard_shows_is_compared_cell_by_cell() -> None:
+    """Another value, one too many or too few and an unknown or a missing anomaly are told, older windows are not."""
+    table = tables.Table(
+        ("timestamp", "pod", "queue_depth"),
+        [
+            ("2026-11-23T12:00:00Z", "cart-0", "5.0"),
+            ("2026-11-23T12:00:10Z", "cart-0", "1.0"),
+            ("2026-11-23T12:00:20Z", "cart-0", ""),
+            ("2026-11-23T12:00:30Z", "cart-0", "7.0"),
+        ],
+    )
+    noon_ms = 1_795_435_200_000
+    from_ms, until_ms = noon_ms + 10_000, noon_ms + 30_000
+    first, second = (dashboard.Place("shop", "cart-0", "queue_depth", noon_ms + ms) for ms in (10_000, 20_000))
+    ill = frozenset({("cart-0", from_ms), ("cart-0", noon_ms)})
+
+    def told(values: dict, anomalies: frozenset = ill, problems: tuple[str, ...] = ()) -> list[str]:
+        shown = dashboard.Shown(from_ms, values, anomalies, problems)
+        return dashboard.differences(shown, {"shop/cart.csv": table}, until_ms, ill)
+
+    assert told({first: 1.0}) == []
+    assert told({first: 1.0}, frozenset({("cart-0", from_ms)})) == []
+    assert len(told({first: 1.5})) == len(told({})) == len(told({first: 1.0, second: 0.0})) == 1
+    assert told({first: 1.0}, frozenset()) == [f"anomaly of cart-0 at {from_ms}"]
+    assert told({first: 1.0}, ill | {("cart-1", noon_ms)}) == [f"anomaly of cart-1 at {noon_ms}"]
+    assert told({first: 1.0}, ill, ("messages could not be read",)) == ["messages could not be read"]
+    assert dashboard.differences(dashboard.Shown(from_ms, {}, frozenset(), ()), {}, until_ms, frozenset())

@@ -2,7 +2,7 @@
 
 import { breakable, byId, el, podLink, replace, shownNamespace } from "./dom.js";
 import { ask, follow, note } from "./live.js";
-import { clock, day, exact, moment, plural, unitOf, written } from "./units.js";
+import { clock, day, exact, hasSeconds, moment, plural, unitOf, written } from "./units.js";
 
 const PLAIN = { kind: "count", per: "" };
 const TYPING_MS = 200;
@@ -52,7 +52,7 @@ function row(one) {
   const href = podLink(one.namespace, one.pod);
   return el(
     "tr", { "data-anomaly": `${shownNamespace(one.namespace)}/${one.pod}` },
-    el("td", { class: "tight", title: `${moment(one.window_start)} to ${moment(one.window_end)}` }, `${day(one.window_start)} ${clock(one.window_start)}`),
+    el("td", { class: "tight", title: `${moment(one.window_start)} to ${moment(one.window_end)}` }, `${day(one.window_start)} ${clock(one.window_start, hasSeconds(one.window_start, one.window_end))}`),
     el("th", { scope: "row" }, el("span", { class: "namespace" }, `${shownNamespace(one.namespace)}/`), el("wbr"), el("a", { href, "data-key": `${href} ${one.window_start}` }, breakable(one.pod))),
     el("td", { class: "number", title: exact(one.score) }, written(one.score, PLAIN)),
     el("td", {}, one.reasons.length ? el("ul", { class: "reasons" }, one.reasons.map((reason) => el("li", {}, told(reason, one.method)))) : "no reason told"),

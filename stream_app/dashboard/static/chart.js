@@ -5,6 +5,8 @@ import { clock, day, exact, moment, number, scaleOf, written } from "./units.js"
 
 const SPARK = { width: 120, height: 26, edge: 3 };
 const CHART = { height: 168, left: 58, right: 12, top: 10, bottom: 22 };
+// Of the ticks' text, in any font.
+const WIDEST_DIGIT = 8;
 const SECOND = 1000;
 const STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000].map((s) => s * SECOND);
 
@@ -168,15 +170,17 @@ export class Chart {
     const step = x(1) - x(0);
     const drawing = svg(
       "svg", { viewBox: `0 0 ${width} ${CHART.height}`, width, height: CHART.height, "aria-hidden": "true", focusable: "false" },
-      windows.map((start, at) =>
-        anomalous.has(start) ? svg("rect", { class: "anomalous", x: x(at) - Math.max(step, 3) / 2, width: Math.max(step, 3), y: CHART.top, height: height - CHART.top }) : null),
+      runs(windows, anomalous).map(([first, last]) => {
+        const band = Math.max((last - first + 1) * step, 3);
+        return svg("rect", { class: "anomalous", x: (x(first) + x(last) - band) / 2, width: band, y: CHART.top, height: height - CHART.top });
+      }),
       ticks.map((tick) => [
         svg("line", { class: "grid", x1: CHART.left, x2: width - CHART.right, y1: y(tick), y2: y(tick) }),
         svg("text", { class: "tick", x: CHART.left - 8, y: y(tick) + 4, "text-anchor": "end" }, `${number(Number((tick / scale.divisor).toPrecision(12)))}${scale.unit ? ` ${scale.unit}` : ""}`),
       ]),
       timeTicks(windows, width - CHART.left - CHART.right).map(([at, text]) => [
         svg("line", { class: "stub", x1: x(at), x2: x(at), y1: height, y2: height + 4 }),
-        svg("text", { class: "tick", x: Math.min(x(at), width - 3.2 * text.length), y: CHART.height - 5, "text-anchor": "middle" }, text),
+        svg("text", { class: "tick", y: CHART.height - 5, ...placed(x(at), text, width) }, text),
       ]),
       svg("line", { class: "axis", x1: CHART.left, x2: width - CHART.right, y1: height, y2: height }),
       numbers.length
@@ -231,6 +235,23 @@ export class Chart {
     );
     this.#table.replaceChildren(this.#table.firstElementChild, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Values of ${this.#title}` }, table));
   }
+}
+
+// Windows next to one another that are all in a set, as [number of the first, number of the last]: bands that meet would show seams.
+function runs(windows, chosen) {
+  const found = [];
+  windows.forEach((start, at) => {
+    if (!chosen.has(start)) return;
+    if (found.at(-1)?.[1] === at - 1) found.at(-1)[1] = at;
+    else found.push([at, at]);
+  });
+  return found;
+}
+
+// Where a text below an axis stands: in the middle below its place, or where that would be cut at the right end.
+function placed(x, text, width) {
+  const isCut = x + (text.length * WIDEST_DIGIT) / 2 > width;
+  return isCut ? { x: width, "text-anchor": "end" } : { x, "text-anchor": "middle" };
 }
 
 // From where to where the axis of values goes, and its ticks at round numbers of one unit.

@@ -3,7 +3,7 @@
 import { sparkline } from "./chart.js";
 import { breakable, byId, el, podLink, replace, serviceLink, shownNamespace, unseen } from "./dom.js";
 import { ask, follow, note, nothingYet } from "./live.js";
-import { clock, day, exact, formatted, plural, unitOf, written } from "./units.js";
+import { clock, day, exact, formatted, hasSeconds, plural, unitOf, written } from "./units.js";
 
 const MOST_METRICS = 6;
 const TYPING_MS = 200;
@@ -154,7 +154,7 @@ function podRow(told, namespace, pod, units) {
       "td", { role: "cell", class: "window", title: "the window's end, UTC" },
       el("span", { class: "label" }, "window to "),
       told.newest_window_end !== null && day(end) !== day(told.newest_window_end) ? `${day(end)} ` : "",
-      clock(end),
+      clock(end, hasSeconds(told.newest_window_start, told.newest_window_end)),
       pod.partial ? el("span", { class: "about" }, " partial") : null,
     ),
   );

@@ -63,6 +63,9 @@ export function clock(ms, withSeconds = ms % 60000 !== 0) {
   return withSeconds ? `${minutes}:${two(time.getUTCSeconds())}` : minutes;
 }
 
+// Whether windows like this one are told with seconds: those below one another alike.
+export const hasSeconds = (start, end) => (end - start) % 60000 !== 0;
+
 export const day = (ms) => new Date(ms).toISOString().slice(0, 10);
 
 export const moment = (ms) => `${day(ms)} ${clock(ms, true)}`;

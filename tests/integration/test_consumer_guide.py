@@ -1,4 +1,4 @@
-"""The README's chapter on models: each snippet does what it says, on a real Kafka."""
+"""The guide's chapter on models: each snippet does what it says, on a real Kafka."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ from pod_topic import PodTopic, record
 from ingestor.local.kafka import LocalKafka
 from stream_app.consumer import PodConsumer
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
-CHAPTER = README.partition("## Use it from your model\n")[2].partition("\n## ")[0]
-SNIPPETS = re.findall(r"```python\n(.*?)```", CHAPTER, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+
+
+def snippets(document: str, title: str) -> list[str]:
+    """Return a chapter's Python."""
+    chapter = (ROOT / document).read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", chapter, re.DOTALL)
+
+
+SNIPPETS = snippets("docker/operating.md", "From your model")
 MINUTES = 150
 
 
@@ -67,8 +74,9 @@ def execute(snippet: str, topic: PodTopic, model: Model) -> dict[str, Any]:
 
 
 def test_each_snippet_is_tested() -> None:
-    """A snippet that is added is to be run here too."""
+    """A snippet that is added is to be run here too; README has the first one."""
     assert len(SNIPPETS) == 3
+    assert snippets("README.md", "Use it from your model") == SNIPPETS[:1]
 
 
 def test_the_loop(topic: PodTopic) -> None:
