@@ -14,7 +14,7 @@ INSTALL_TREE := $(PIP) install --no-deps --no-build-isolation --editable .
 TEST_PROCESSES ?= 3
 UV_COMPILE := pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
-.PHONY: help install lock check test bench demo demo-live clean
+.PHONY: help install lock audit check test bench demo demo-live clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +59,15 @@ lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that p
 		--output-file requirements-docker.lock <<< "$$build"; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml docker/ml_service/requirements.in - \
 		--constraint requirements-dev.lock --output-file docker/ml_service/requirements.lock <<< "$$build"
+
+audit: ## known vulnerabilities of what is installed; fails where the package index does not tell
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(find_python); \
+	"$$python" -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip --disable-pip-version-check --quiet install pip-audit; \
+	for lock in requirements.lock requirements-docker.lock docker/ml_service/requirements.lock; do \
+		"$$scratch/venv/bin/pip-audit" --strict --progress-spinner off --disable-pip --require-hashes --requirement "$$lock"; \
+	done
 
 clean: ## remove .venv and what the tools have left in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
