@@ -16,7 +16,7 @@ TEST_PROCESSES ?= 3
 SOAK_MINUTES ?= 30
 UV_COMPILE := pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
-.PHONY: help install lock check test soak demo demo-live clean
+.PHONY: help install lock audit check test soak bench demo demo-live clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -37,6 +37,10 @@ test: .venv/.installed-dev ## make check, then all tests, on a real Kafka and a 
 soak: .venv/.installed-dev ## faults at random for SOAK_MINUTES, every window compared; PODSTREAM_FAULT_SEED=... repeats a run
 	$(BIN)/python tests/soak.py $(SOAK_MINUTES)
 
+bench: .venv/.installed-bench ## how fast it is, on real servers; BENCH='--runs 1 --scale 0.1' is shorter
+	$(BIN)/python -m ingestor.local fetch
+	$(BIN)/python tests/benchmark/run.py $(BENCH)
+
 demo: install ## history of a made-up cluster, from Prometheus to files
 	$(BIN)/python docker/demo/run.py
 
@@ -54,10 +58,21 @@ lock: ## the lock files anew; UPGRADE=--upgrade takes the newest versions that p
 	build=$$("$$python" -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")'); \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra local --constraint requirements-dev.lock \
 		--output-file requirements.lock <<< "$$build"; \
+	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml --extra bench --no-emit-package podstream \
+		--constraint requirements-dev.lock --output-file requirements-bench.lock; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml - --extra app --constraint requirements-dev.lock \
 		--output-file requirements-docker.lock <<< "$$build"; \
 	"$$uv" $(UV_COMPILE) $(UPGRADE) pyproject.toml docker/ml_service/requirements.in - \
 		--constraint requirements-dev.lock --output-file docker/ml_service/requirements.lock <<< "$$build"
+
+audit: ## known vulnerabilities of what is installed; fails where the package index does not tell
+	@scratch=$$(mktemp -d); trap 'rm -rf "$$scratch"' EXIT; \
+	$(find_python); \
+	"$$python" -m venv "$$scratch/venv"; \
+	"$$scratch/venv/bin/python" -m pip --disable-pip-version-check --quiet install pip-audit; \
+	for lock in requirements.lock requirements-docker.lock docker/ml_service/requirements.lock; do \
+		"$$scratch/venv/bin/pip-audit" --strict --progress-spinner off --disable-pip --require-hashes --requirement "$$lock"; \
+	done
 
 clean: ## remove .venv and what the tools have left in this folder
 	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
@@ -70,6 +85,10 @@ clean: ## remove .venv and what the tools have left in this folder
 
 .venv/.installed-dev: requirements-dev.lock .venv/.installed
 	$(PIP) install --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+.venv/.installed-bench: requirements-bench.lock .venv/.installed
+	$(PIP) install --require-hashes --requirement requirements-bench.lock
 	@touch $@
 
 $(BIN)/pip:

@@ -11,6 +11,7 @@ import click
 import yaml
 
 from ingestor.settings import CONFIG, ConfigFile, Document, Fault, Pairs, fault_of
+from ingestor.yaml_text import composed
 
 DEFAULTS = "defaults"
 """The section for all commands; each takes what it has a flag for, and its own section wins."""
@@ -40,8 +41,8 @@ def read_config(path: Path, commands: Mapping[str, click.Command], ctx: click.Co
         click.BadParameter: the file is no YAML. The message has nothing of its content, which may be secret.
     """
     try:
-        root = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        root = composed(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.BadParameter(f"{path} cannot be read: {_reason(error)}", ctx=ctx) from error
     if root is None or _is_null(root):
         return ConfigFile()
@@ -173,4 +174,4 @@ def _reason(error: Exception) -> str:
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
     if isinstance(error, OSError):
         return str(error.strerror)
-    return "it is not YAML in UTF-8" if isinstance(error, ValueError | yaml.YAMLError) else "it is nested too deeply"
+    return "it is nested too deeply" if isinstance(error.__cause__, RecursionError) else "it is not YAML in UTF-8"

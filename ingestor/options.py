@@ -302,11 +302,12 @@ class _Rules(Document):
         import yaml  # noqa: PLC0415 - only who has rules pays for it
 
         from ingestor.relabel import Rules  # noqa: PLC0415
+        from ingestor.yaml_text import loaded  # noqa: PLC0415
 
         try:
             # A file's name has one line and is no list.
             is_content = "\n" in value or value.startswith("[")
-            return Rules.parse(yaml.safe_load(value if is_content else Path(value).read_text("utf-8")))
+            return Rules.parse(loaded(value if is_content else Path(value).read_text("utf-8")))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             self.fail(f"{'the rules' if is_content else value} cannot be read: {error}", param, ctx)
         except ValueError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from ingestor.catalogue import Catalogue
 from ingestor.core import wire
 from ingestor.core.chunk import Float64Array, Int64Array, Refused, SeriesColumns
+from ingestor.core.declared import declared_bytes
 from ingestor.core.errors import PublishError
 from ingestor.core.time_range import TimeRange
 
@@ -164,7 +165,7 @@ def _encoded(
     columns = catalogue.columns(ids[row:end_row])
     series = SeriesColumns(**columns, offsets=cut, timestamps_ms=timestamps_ms, values=values)
     value = wire.encode_series(series)
-    if len(value) <= _MAX_VALUE_BYTES:
+    if len(value) <= _MAX_VALUE_BYTES and declared_bytes(value) <= wire.MOST_UNPACKED_BYTES:
         yield value
     elif last - first == 1:
         raise PublishError(f"one sample's labels need {len(value)} bytes, more than a Kafka message may have")

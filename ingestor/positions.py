@@ -21,6 +21,25 @@ FOREVER_MS = 2**62
 
 _NAMED_AT_MOST = 100
 
+_LISTS = ("sequences", "incomplete")
+_KINDS: dict[str, tuple[type, ...]] = {
+    "job": (str,),
+    "start_ms": (int,),
+    "end_ms": (int, type(None)),
+    "position_ms": (int,),
+    "sequences": (int,),
+    "ended": (bool,),
+    "samples": (int,),
+    "arguments": (dict,),
+    "revision": (int,),
+    "incomplete": (str,),
+    "updated_ms": (int,),
+    "samples_per_s": (float, int),
+    "last_error": (str,),
+    "last_error_ms": (int,),
+}
+"""What each field is; of lists, each of their items."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -94,10 +113,15 @@ class Position:
         """
         try:
             fields = orjson.loads(value)
-            tuples = {name: tuple(fields.get(name, ())) for name in ("sequences", "incomplete")}
-            return cls(**fields | tuples)
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            position = cls(**fields | {name: tuple(fields.get(name, ())) for name in _LISTS})
+        except (orjson.JSONDecodeError, AttributeError, TypeError) as error:
             raise MalformedMessage(f"not a position: {error!r}") from error
+        for name, kinds in _KINDS.items():
+            items = getattr(position, name) if name in _LISTS else [getattr(position, name)]
+            # True is a number in Python, and none in a position.
+            if wrong := [item for item in items if type(item) not in kinds]:
+                raise MalformedMessage(f"not a position: its {name} cannot be {wrong[0]!r}")
+        return position
 
 
 def job_name(arguments: dict[str, Any]) -> str:
@@ -116,6 +140,17 @@ def known_positions(cluster: Cluster, topics: Topics) -> dict[str, Position]:
 
 
 def read_positions(cluster: Cluster, topics: Topics) -> dict[str, Position]:
-    """Return the position of every job."""
+    """Return the position of every job.
+
+    Raises:
+        MalformedMessage: something else is among them. What it stands for cannot be known, so nothing goes on.
+    """
     latest = latest_by_key(cluster, topics.positions)
-    return {key.decode(): Position.from_json(value) for key, value in latest.items()}
+    try:
+        positions = map(Position.from_json, latest.values())
+        return {key.decode(): position for key, position in zip(latest, positions, strict=True)}
+    except (MalformedMessage, UnicodeDecodeError) as error:
+        raise MalformedMessage(
+            f"{topics.positions} has a message that no podstream of this release has written ({error}): "
+            "give --topic-prefix a name of its own, or delete the key"
+        ) from error

@@ -59,9 +59,11 @@ def compile_re2(pattern: str) -> re.Pattern[str]:
     try:
         translated = _Translator(pattern).translate()
         return re.compile(translated, re.DOTALL)
-    except (ValueError, re.error) as error:
+    except (ValueError, OverflowError, RecursionError, re.error) as error:
         # Python's places are those of the translation: only its words are of use.
         reason = error.msg if isinstance(error, re.error) else error
+        if isinstance(error, RecursionError):
+            reason = "its groups are nested too deeply"
         raise ValueError(f"{pattern!r} is not a regular expression that can be used: {reason}") from error
 
 

@@ -99,13 +99,12 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
     if np.isinf(value).any():
         values = [_INFINITIES.get(value, value) for value in values]
     samples = np.add.reduceat(cells.samples[first:last], starts).tolist()
-    edges = context.chunk_size.edges_ms(int(window_ms[0]), int(window_ms[-1]) + 1)
-    next_edge = dict(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
     windows, groups = window_ms[starts].tolist(), group[starts].tolist()
+    ends_ms = context.chunk_size.ends_ms(window_ms[starts]).tolist()
     chunk_size, method, job = str(context.chunk_size), context.method, context.job
     seen_ms, partial, missing = -1, False, list[str]()
-    for i, (start_ms, number) in enumerate(zip(windows, groups, strict=True)):
-        who, end_ms = cells.groups[number], next_edge[start_ms]
+    for i, (start_ms, end_ms, number) in enumerate(zip(windows, ends_ms, groups, strict=True)):
+        who = cells.groups[number]
         at, to = bounds[i], bounds[i + 1]
         if start_ms != seen_ms:
             # Windows rise: this is asked once for each, not for each of its records.

@@ -13,8 +13,8 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import compress, pairwise
-from typing import Any, NamedTuple, Protocol
+from itertools import compress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import orjson
@@ -40,6 +40,8 @@ _MOST_HOLES = 20
 
 EMISSION_RECORDS = 20_000
 """Cut emissions at window borders after about so many records: a transaction stays short."""
+
+_Kind = TypeVar("_Kind")
 
 Identity = tuple[str, bytes, int]
 """Names a record: topic, key, window start (ms)."""
@@ -92,6 +94,25 @@ class _Pending(NamedTuple):
     offset: int
     range_end_ms: int
     sequence: int
+
+
+class _JobState(NamedTuple):
+    """What a commit says of an open job."""
+
+    whole_from_ms: int
+    emitted_to_ms: int
+    next_sequence: int | None
+    recheck: str
+    rechecked_to_ms: int
+    holes: list[tuple[int, int]]
+
+
+class _State(NamedTuple):
+    """What a commit says."""
+
+    view: str
+    read_to: int
+    jobs: dict[str, _JobState]
 
 
 class _Emitted:
@@ -494,13 +515,13 @@ class Pipeline:
     def _restore(self, metadata: str) -> None:
         refuse_other_view(self._view, metadata)
         state = _state_of(metadata)
-        self._read_to = state["read"]
-        for name, known in state["jobs"].items():
-            job = self._jobs[name] = self._new_job(known["from"])
-            job.emitted_to_ms = known["to"]
-            job.next_sequence, job.replayed_to = known["next"], known["next"] or 0
-            job.recheck, job.rechecked_to_ms = known.get("recheck", ("", _FOREVER_MS))
-            job.holes = [(start_ms, end_ms) for start_ms, end_ms in known.get("holes", ())]
+        self._read_to = state.read_to
+        for name, known in state.jobs.items():
+            job = self._jobs[name] = self._new_job(known.whole_from_ms)
+            job.emitted_to_ms = known.emitted_to_ms
+            job.next_sequence, job.replayed_to = known.next_sequence, known.next_sequence or 0
+            job.recheck, job.rechecked_to_ms = known.recheck, known.rechecked_to_ms
+            job.holes = known.holes
             # What was emitted and not yet rechecked is counted again, to be compared.
             job.closed_to_ms = job.counted_from_ms
             # What a restart does not see again ended before: coverage begins there.
@@ -509,15 +530,45 @@ class Pipeline:
 
 def _whole_windows(window_ms: Int64Array, context: RecordContext) -> set[int]:
     """Return the starts of those windows of which nothing is missing; *window_ms* rises."""
-    edges = context.chunk_size.edges_ms(int(window_ms[0]), int(window_ms[-1]) + 1).tolist()
-    return {start_ms for start_ms, end_ms in pairwise(edges) if context.is_whole(start_ms, end_ms)}
+    starts = np.unique(window_ms)
+    windows = zip(starts.tolist(), context.chunk_size.ends_ms(starts).tolist(), strict=True)
+    return {start_ms for start_ms, end_ms in windows if context.is_whole(start_ms, end_ms)}
 
 
-def _state_of(metadata: str) -> dict[str, Any]:
-    """Read a commit's metadata: JSON, which is packed where it is long."""
-    plain = metadata if metadata.startswith("{") else zlib.decompress(base64.b64decode(metadata))
-    state: dict[str, Any] = orjson.loads(plain)
-    return state
+def _state_of(metadata: str) -> _State:
+    """Read a commit's metadata: JSON, which is packed where it is long.
+
+    Raises:
+        ConfigError: nothing that a worker has committed.
+    """
+    try:
+        plain = metadata if metadata.startswith("{") else zlib.decompress(base64.b64decode(metadata))
+        state: dict[str, Any] = orjson.loads(plain)
+        jobs = {name: _job_state(known) for name, known in state["jobs"].items()}
+        return _State(_of_kind(state["view"], str), _of_kind(state["read"], int), jobs)
+    except (ValueError, KeyError, TypeError, AttributeError, zlib.error) as error:
+        raise ConfigError(
+            f"the consumer group's commit was not written by stream-app worker ({error!r}): give --topic-prefix a "
+            "name that no other program's group has"
+        ) from error
+
+
+def _job_state(known: dict[str, Any]) -> _JobState:
+    recheck, rechecked_to_ms = known.get("recheck", ("", _FOREVER_MS))
+    return _JobState(
+        whole_from_ms=_of_kind(known["from"], int),
+        emitted_to_ms=_of_kind(known["to"], int),
+        next_sequence=None if known["next"] is None else _of_kind(known["next"], int),
+        recheck=_of_kind(recheck, str),
+        rechecked_to_ms=_of_kind(rechecked_to_ms, int),
+        holes=[(_of_kind(start_ms, int), _of_kind(end_ms, int)) for start_ms, end_ms in known.get("holes", ())],
+    )
+
+
+def _of_kind(value: Any, kind: type[_Kind]) -> _Kind:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is not of type {kind.__name__}")
+    return value
 
 
 def refuse_other_view(view: View, metadata: str) -> None:
@@ -526,7 +577,7 @@ def refuse_other_view(view: View, metadata: str) -> None:
     Raises:
         ConfigError: *metadata* was written for another view.
     """
-    other = _state_of(metadata)["view"]
+    other = _state_of(metadata).view
     if other != view.identity:
         raise ConfigError(
             f"the consumer group {view.group_id} was committed by another view ({other}): "
@@ -548,8 +599,5 @@ def _window_ends_ms(closed: list[Closed], from_ms: int, before_ms: int, chunk_si
     """Return the ends of the windows in [from_ms, before_ms) that have cells."""
     starts = np.unique(np.concatenate([c.window_ms for c in closed] or [np.empty(0, np.int64)]))
     starts = starts[(starts >= from_ms) & (starts < before_ms)]
-    if not len(starts):
-        return []
-    edges = chunk_size.edges_ms(int(starts[0]), int(starts[-1]) + 1)
-    ends: list[int] = edges[np.searchsorted(edges, starts, side="right")].tolist()
+    ends: list[int] = chunk_size.ends_ms(starts).tolist()
     return ends

@@ -84,7 +84,7 @@ def runs_of(series: SeriesColumns, chunk_size: ChunkSize) -> Runs:
         empty = np.empty(0, np.int64)
         return Runs(empty, empty, np.zeros(1, np.int64))
     stamps = series.timestamps_ms[series.offsets[0] : series.offsets[-1]]
-    edges = chunk_size.edges_ms(int(stamps.min()), int(stamps.max()) + 1)
+    edges = chunk_size.edges_around_ms(stamps)
     row, window, starts = window_runs(series.offsets, series.timestamps_ms, edges)
     return Runs(edges[window], row.astype(np.int64), starts)
 

@@ -220,6 +220,35 @@ class ChunkSize:
         first = np.searchsorted(edges, start_ms, side="right") - 1
         return edges[first : np.searchsorted(edges, end_ms) + 1]
 
+    def edges_around_ms(self, times_ms: Int64Array) -> Int64Array:
+        """Return edges that cut *times_ms* as all edges would, but never many more than there are times.
+
+        Where windows without any of the times lie between, an edge stands for several: times
+        that are centuries apart need no edge for each second between.
+        """
+        first_ms, last_ms = int(times_ms.min()), int(times_ms.max())
+        size_ms = self._fixed_ms
+        if size_ms is None or (last_ms - first_ms) // size_ms <= len(times_ms):
+            return self.edges_ms(first_ms, last_ms + 1)
+        starts = np.unique(times_ms - (times_ms - _ANCHOR_MS.get(self.unit, 0)) % size_ms)
+        return np.append(starts, starts[-1] + size_ms)
+
+    def ends_ms(self, starts_ms: Int64Array) -> Int64Array:
+        """Return the ends of the windows that start at *starts_ms*, which rise, however far they are apart."""
+        if not len(starts_ms):
+            return starts_ms
+        if self._fixed_ms is not None:
+            return starts_ms + self._fixed_ms
+        edges = self.edges_ms(int(starts_ms[0]), int(starts_ms[-1]) + 1)
+        ends: Int64Array = edges[np.searchsorted(edges, starts_ms, side="right")]
+        return ends
+
+    @property
+    def _fixed_ms(self) -> int | None:
+        """The length of every window, where all have the same; of others there are a hundred thousand at most."""
+        is_fixed = self.timezone == "UTC" and self.unit in _UNIT_MS
+        return self.count * _UNIT_MS[self.unit] if is_fixed else None
+
     def _utc_edges_ms(self, start_ms: int, end_ms: int) -> Int64Array:
         if months := _CALENDAR_MONTHS.get(self.unit):
             return self._calendar_edges_ms(start_ms, end_ms, months * self.count)

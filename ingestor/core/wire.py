@@ -12,6 +12,7 @@ import orjson
 import pyarrow as pa
 
 from ingestor.core.chunk import Header, Int64Array, Marker, RangeChunk, Refused, SeriesColumns
+from ingestor.core.declared import declared_bytes
 from ingestor.core.durations import LATEST_MS
 from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
@@ -37,6 +38,8 @@ SCHEMA = pa.schema(
 )
 _LONGEST_CHUNK_MS = 366 * 86_400_000
 """Far above what a poller reads at once: windows of a second are counted one by one."""
+MOST_UNPACKED_BYTES = 128 << 20
+"""Of one chunk's value. A poller's have a few megabytes; who reads others must not be brought down by one of them."""
 # Kafka allows None for a header's value.
 _UNREADABLE = (AttributeError, KeyError, TypeError, ValueError)
 # Its threads take more time than they save: a chunk is small, and whoever reads many has threads of their own.
@@ -77,6 +80,8 @@ def decode_series(value: bytes) -> SeriesColumns:
         MalformedMessage: not such a value.
     """
     try:
+        if (unpacked := declared_bytes(value)) > MOST_UNPACKED_BYTES:
+            raise MalformedMessage(f"a range chunk of {len(value):,} bytes would unpack to {unpacked:,}")
         with pa.ipc.open_stream(value, options=_READ_OPTIONS) as reader:
             if reader.schema != SCHEMA:
                 raise MalformedMessage(f"a range chunk has other columns: {reader.schema.names}")

@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Any, Unpack, cast
+from typing import Unpack, cast
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,8 @@ _HEADERS = {
 }
 _STREAMED_XOR_CHUNKS = 1
 _MATCHER_TYPES = {"=": 0, "!=": 1, "=~": 2, "!~": 3}
+
+_YAML_NULL = "tag:yaml.org,2002:null"
 
 _PIECE_BYTES = 1 << 20
 _REFUSAL_BYTES = 1 << 16
@@ -144,7 +146,7 @@ class RemoteReadSource(HttpApi):
         if status != HTTPStatus.OK:
             raise self._refusal(status, retry_s, body, sized=False)
         data = self._checked_data(body)
-        return _external_labels(data.get("yaml", "") if isinstance(data, dict) else "")
+        return external_labels(data.get("yaml", "") if isinstance(data, dict) else "")
 
     def _refuse_the_ambiguous(
         self, selector: Selector, metric: str, time_range: TimeRange, external: dict[str, str]
@@ -244,17 +246,35 @@ def _pieces(response: requests.Response, samples: _Samples) -> Iterator[tuple[By
         raise SourceUnavailable(f"the answer was cut short in the middle of a frame{told}")
 
 
-def _external_labels(configuration: str) -> dict[str, str]:
+def external_labels(configuration: str) -> dict[str, str]:
     """Return ``global.external_labels`` of Prometheus' configuration, of which the rest can be very long."""
     section = re.search(r"^global:.*\n(?:[ \t].*\n|\n)*", configuration + "\n", re.MULTILINE)
     try:
-        settings: Any = yaml.safe_load(section[0]) if section else {}
-        labels = ((settings or {}).get("global") or {}).get("external_labels") or {}
-        return {str(name): str(value) for name, value in labels.items()}
-    except (yaml.YAMLError, AttributeError) as error:
+        # Nodes, not objects: those of aliases to aliases would be spelled out, a few lines as gigabytes.
+        node = yaml.compose(section[0], Loader=yaml.SafeLoader) if section else None
+        for name in ("global", "external_labels"):
+            node = _members(node).get(name)
+        labels = _members(node)
+        return {name: _text(value) for name, value in labels.items()}
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise RemoteReadUnsupported(
             "the external labels in Prometheus' configuration cannot be read: read with --source query"
         ) from error
+
+
+def _members(node: yaml.Node | None) -> dict[str, yaml.Node]:
+    """Return a mapping's nodes; nothing of what is not there or null."""
+    if node is None or node.tag == _YAML_NULL:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise TypeError(f"{node.tag} is no mapping")
+    return {_text(key): value for key, value in node.value}
+
+
+def _text(node: yaml.Node) -> str:
+    if not isinstance(node, yaml.ScalarNode):
+        raise TypeError(f"{node.tag} is no text")
+    return str(node.value)
 
 
 def _request(matchers: tuple[Matcher, ...], time_range: TimeRange, external: dict[str, str]) -> bytes:

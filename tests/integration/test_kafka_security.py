@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import subprocess
@@ -47,6 +48,9 @@ from ingestor.local.prometheus import LocalPrometheus
 from ingestor.options import cluster_arguments
 
 USER, STRANGER, ONLOOKER = "pipeline", "stranger", "onlooker"
+PARTS = ("poller", "worker", "files")
+"""Users who may do what their part needs, and nothing else."""
+SECURITY_PAGE = Path(__file__).parents[2] / "docker/security.md"
 CERTIFIED = "CN=client"
 """The name of a user who shows a certificate."""
 
@@ -110,13 +114,14 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     """One broker with every kind of listener."""
     folder = tmp_path_factory.mktemp("secured")
     authority = Authority(folder / "authority")
-    for name in (ADMIN, USER, STRANGER, ONLOOKER, "key-password", "wrong"):
+    users = (ADMIN, USER, STRANGER, ONLOOKER, *PARTS)
+    for name in (*users, "key-password", "wrong"):
         # Characters that are special in flags, in Java's properties and in lists.
         (folder / name).write_text(f"{secrets.token_hex(8)},=[] #%\n")
     security = BrokerSecurity(
         ca_file=authority.ca_file,
         key_store=authority.issue("broker"),
-        password_files={user: folder / user for user in (ADMIN, USER, STRANGER, ONLOOKER)},
+        password_files={user: folder / user for user in users},
         more_listeners={
             "EXPIRED": Listener(free_port(), key_store=authority.issue("expired", days=0)),
             "ELSEWHERE": Listener(free_port(), key_store=authority.issue("elsewhere", address="DNS:kafka.example")),
@@ -155,6 +160,39 @@ def allow(kafka: Broker, user: str, *what: tuple) -> None:
     admin = connect(kafka.cluster)
     for future in admin.create_acls(bindings).values():
         future.result()
+
+
+def documented_rights(part: str, prefix: str) -> list[tuple]:
+    """Return what the page on security says that a part needs, for topics of another prefix."""
+    kinds = {
+        "topic": ResourceType.TOPIC,
+        "group": ResourceType.GROUP,
+        "transactional id": ResourceType.TRANSACTIONAL_ID,
+    }
+    rows = re.findall(
+        rf"^\| {part} \| ([a-z ]+) \| `metrics\.(.*)` \| ([A-Z_, ]+) \|$", SECURITY_PAGE.read_text(), re.MULTILINE
+    )
+    assert rows
+    return [
+        right
+        for kind, name, operations in rows
+        for right in rights(kinds[kind], f"{prefix}.{name}", *(AclOperation[o] for o in operations.split(", ")))
+    ]
+
+
+def test_each_part_runs_with_the_documented_rights(
+    secured: Secured, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """Three users, each with what the page on security says of its part, give the oracle's files together."""
+    view = view_of("metrics-apart", "7m", "mean")
+    for part in PARTS:
+        allow(secured.broker, part, *documented_rights(part, "metrics-apart"))
+    poller, windows, sink = (secured.guest(part) for part in PARTS)
+    run(backfill(prometheus, poller, "metrics-apart"))
+    with worker(windows, view, tmp_path / "worker.log") as child:
+        wait_until_windowed(secured.guest(USER), view, child)
+    write_files(sink, view, tmp_path / "data")
+    files.assert_equal_to_oracle(files.read(tmp_path / "data", pods=True), samples, "7m", "mean", "pod")
 
 
 @pytest.mark.parametrize("way", ["PLAIN", "SCRAM-SHA-256", "certificate"])

@@ -155,6 +155,18 @@ def test_the_file_map_is_complete():
     assert not missing
 
 
+def test_every_promise_is_checked_by_a_test_that_exists():
+    """A promise names its test, and who renames the test hears of it."""
+    chapter = DESIGN.partition("## Promises\n")[2].partition("\n## ")[0]
+    promises = re.findall(r"^\| (?!promise|---)(.+?) \|.*\| (.+) \|$", chapter, re.MULTILINE)
+    assert len(promises) > 10
+    for promise, checks in promises:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", checks)
+        assert named, promise
+        for path, test in named:
+            assert re.search(rf"^(async )?def {test}\(", (ROOT / path).read_text(), re.MULTILINE), f"{promise}: {test}"
+
+
 @pytest.mark.parametrize(("group", "name"), COMMANDS, ids=IDS)
 def test_help_says_what_each_flag_is_for(group, name):
     """Every command and every flag explains itself."""
