@@ -12,9 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 INSTALL_TREE := $(PIP) install --no-deps --no-build-isolation --editable .
 # Tests wait for servers more than they compute. Each process has a Kafka and a Prometheus of its own: a gigabyte.
 TEST_PROCESSES ?= 3
+# The last run may end up to two minutes later.
+SOAK_MINUTES ?= 30
 UV_COMPILE := pip compile --quiet --generate-hashes --universal --python-version 3.11 --no-emit-index-url --no-header
 
-.PHONY: help install lock audit check test bench demo demo-live clean
+.PHONY: help install lock audit check test soak bench demo demo-live clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +33,9 @@ test: .venv/.installed-dev ## make check, then all tests, on a real Kafka and a 
 	$(BIN)/python -m ingestor.local fetch --backends
 	$(MAKE) check
 	$(BIN)/pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+
+soak: .venv/.installed-dev ## faults at random for SOAK_MINUTES, every window compared; PODSTREAM_FAULT_SEED=... repeats a run
+	$(BIN)/python tests/soak.py $(SOAK_MINUTES)
 
 bench: .venv/.installed-bench ## how fast it is, on real servers; BENCH='--runs 1 --scale 0.1' is shorter
 	$(BIN)/python -m ingestor.local fetch

@@ -11,7 +11,7 @@ from confluent_kafka.admin import AdminClient
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.kafka import Cluster, client_config, failure, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
-from stream_app.pipeline import Emission
+from stream_app.pipeline import Emission, Output
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
@@ -107,12 +107,15 @@ class Transactions:
         Raises:
             Superseded: this worker lost the partition; nothing was written.
             Fenced: another worker has the slot.
-            PublishError: anything else; crash, for a retry of the offsets can hang in the library.
+            PublishError: a record is too large, or anything else; crash, for a retry of the offsets can hang
+                in the library.
         """
         producer = self._producer
         try:
             producer.begin_transaction()
             for output in emission.outputs:
+                if len(output.value) > MAX_LETTER_BYTES:
+                    raise _too_large(output)
                 producer.produce(
                     output.topic, output.value, output.key, partition, headers=list(output.headers) or None
                 )
@@ -167,3 +170,11 @@ class Transactions:
             f"this worker ({slot}) was replaced, or stood still for more than {_TRANSACTION_TIMEOUT_MS // 1000} s: "
             "start it again, and give each worker of a view its own --slot"
         )
+
+
+def _too_large(output: Output) -> PublishError:
+    return PublishError(
+        f"the record of {(output.key or b'').decode()} for {output.topic} takes {len(output.value):,} bytes, more than "
+        f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under another "
+        "--topic-prefix)"
+    )

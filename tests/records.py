@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,6 +69,17 @@ def compare(records: Sequence[Record], samples: pd.DataFrame, chunk_size: str, m
         doubled=sorted(name for name, count in counts.items() if count > 1),
         wrong=sorted({key(r) for r in records if key(r) in expected and not _same(r.metrics, expected[key(r)])}),
         extra=sorted(counts.keys() - expected.keys()),
+    )
+
+
+def compare_cells(cells: Mapping[Key, dict[str, float]], expected: Mapping[Key, dict[str, float]]) -> Compared:
+    """Compare rows of files, each of which is there once, with what the oracle makes."""
+    return Compared(
+        len(expected),
+        len(cells),
+        missing=sorted(expected.keys() - cells.keys()),
+        wrong=sorted(name for name in cells.keys() & expected.keys() if not _same(cells[name], expected[name])),
+        extra=sorted(cells.keys() - expected.keys()),
     )
 
 

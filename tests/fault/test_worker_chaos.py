@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import random
-import signal
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,21 +17,15 @@ import feeding
 import pandas as pd
 import records
 from commands import view_of, wait_until_windowed, worker
+from supervised import Supervised
 
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import Child
 from stream_app.view import View
 
 LASTS_S = 60.0
-FREEZE_S = 12.0
-"""Longer than the group's session time-out (10 s)."""
-
 RANGE_MS, EVERY_S = 20_000, 0.1
 LENGTH_MS = round(LASTS_S / EVERY_S) * RANGE_MS
 ABORTED_SHARE = 0.13
-BACK_AFTER_S = 0.5
-"""How long a supervisor takes to start a worker again."""
-
 STEADY = ("0", "1", "2")
 JOINERS = ("3", "none")
 """A fourth worker with a slot and a fifth without: more workers than partitions."""
@@ -61,60 +52,6 @@ def faults(seed: int) -> list[Fault]:
         joins_s = generator.uniform(4, LASTS_S / 2)
         found += [Fault(joins_s, "join", who), Fault(generator.uniform(joins_s + 8, LASTS_S), leaves, who)]
     return sorted(found)
-
-
-@dataclass
-class Supervised:
-    """A worker that is started again when it ends, for as long as it is wanted."""
-
-    child: Child
-    wanted: bool = False
-    back_s: float | None = None
-    """When to start it again."""
-    frozen_until_s: float | None = None
-    ends: Counter[int | None] = field(default_factory=Counter)
-
-    def look_after(self) -> None:
-        """Start it or let it go on, where that is due."""
-        now_s = time.monotonic()
-        if self.frozen_until_s is not None:
-            if now_s >= self.frozen_until_s:
-                os.kill(self.child.pid, signal.SIGCONT)
-                self.frozen_until_s = None
-        elif not self.wanted:
-            return
-        elif self.back_s is None and (code := self.child.poll()) is not None:
-            self.ends[code] += 1
-            self.back_s = now_s + BACK_AFTER_S
-        elif self.back_s is not None and now_s >= self.back_s:
-            self.child.start()
-            self.back_s = None
-
-    def kill(self) -> None:
-        self.child.kill()
-        self.frozen_until_s = None
-
-    def end(self) -> None:
-        """SIGTERM; who is frozen hears it later."""
-        if self.child.poll() is None:
-            os.kill(self.child.pid, signal.SIGTERM)
-
-    def freeze(self) -> None:
-        if self.child.poll() is None and self.frozen_until_s is None:
-            os.kill(self.child.pid, signal.SIGSTOP)
-            self.frozen_until_s = time.monotonic() + FREEZE_S
-
-    def join(self) -> None:
-        self.wanted = True
-        self.child.start()
-
-    def leave(self) -> None:
-        self.wanted = False
-        self.end()
-
-    def vanish(self) -> None:
-        self.wanted = False
-        self.kill()
 
 
 def test_every_record_is_there_once(kafka: LocalKafka, tmp_path: Path) -> None:

@@ -1,0 +1,25 @@
+"""Every process and both networks fail at random: all windows of all pods are there once, and right."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import click
+import storm
+
+FAULTS, LASTS_S = 10, 30.0
+
+
+def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
+    """In the topics and in the files, as Prometheus has them: none is missing, doubled, wrong or too many.
+
+    Poller, workers and file sink are killed and frozen, Kafka and Prometheus too, their connections are cut,
+    stalled, slowed and refused, another poller and another worker come. PODSTREAM_FAULT_SEED=… is the same once more.
+    """
+    seed = int(os.environ.get("PODSTREAM_FAULT_SEED") or random.randrange(10**6))
+    outcome = storm.run(seed, tmp_path / "storm", FAULTS, LASTS_S)
+    click.echo(outcome)
+    assert outcome.is_right, outcome
+    assert outcome.checked > 4_000

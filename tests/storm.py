@@ -1,0 +1,337 @@
+"""A backfill through to files while every process and both networks fail, by a seed; then all windows are compared."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import files
+import history
+import oracle
+import pandas as pd
+import records
+from commands import WHEN, ingestor, stream_app, view_flags, view_of, wait_until_windowed, worker, write_files
+from proxied_kafka import ProxiedKafka
+from supervised import Supervised
+from tcp_proxy import TcpProxy
+
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus, create_blocks
+from ingestor.local.server import Server
+from ingestor.options import cluster_arguments
+
+BEGINS_S = 3.0
+SLOW_BYTES_PER_S = 40_000.0
+RANGE_SAMPLES = 1_000
+VIEW = view_of("storm", "30s", "mean", "pod", "service")
+WORKERS = ("worker 0", "worker 1")
+JOINER = "worker 2"
+SUFFIXES = {"pod": "", "service": ".service"}
+
+
+class Kind(NamedTuple):
+    """What happens, and to whom: one card of the deck for each."""
+
+    what: str
+    whom: tuple[str, ...]
+    lasts_s: tuple[float, float]
+
+
+NETWORKS = ("Kafka", "Prometheus", "both")
+KINDS = (
+    Kind("SIGKILL", ("poller", *WORKERS, "files"), (0.0, 0.0)),
+    # Longer than the session time-out, 10 s.
+    Kind("SIGSTOP", ("poller", *WORKERS, "files"), (11.0, 15.0)),
+    Kind("server killed", NETWORKS, (0.5, 6.0)),
+    Kind("server stopped", NETWORKS, (2.0, 14.0)),
+    Kind("connections cut", NETWORKS, (0.0, 0.0)),
+    Kind("connections stalled", NETWORKS, (2.0, 14.0)),
+    Kind("connections slow", NETWORKS, (3.0, 8.0)),
+    Kind("connections refused", NETWORKS, (1.0, 8.0)),
+    Kind("joins and leaves", (JOINER,), (8.0, 20.0)),
+    Kind("second poller", ("poller",), (0.0, 0.0)),
+)
+
+
+class Fault(NamedTuple):
+    """One of them, at its time."""
+
+    at_s: float
+    until_s: float
+    what: str
+    whom: str
+
+    def __str__(self) -> str:
+        lasts = f" for {self.until_s - self.at_s:.1f} s" if self.until_s > self.at_s else ""
+        return f"{self.at_s:.1f} {self.what}: {self.whom}{lasts}"
+
+
+def plan(seed: int, count: int, lasts_s: float) -> list[Fault]:
+    """Return *count* faults, of different kinds while there are any, spread over *lasts_s*."""
+    generator = random.Random(seed)
+    deck = [(kind, who) for kind in KINDS for who in kind.whom]
+    cards = [card for _ in range(-(-count // len(deck))) for card in generator.sample(deck, len(deck))][:count]
+    each_s = lasts_s / count
+    found = []
+    for number, (kind, who) in enumerate(cards):
+        at_s = BEGINS_S + (number + generator.random()) * each_s
+        found.append(Fault(at_s, at_s + generator.uniform(*kind.lasts_s), kind.what, who))
+    return found
+
+
+@dataclass
+class Outcome:
+    """What a run of the storm has shown."""
+
+    seed: int
+    faults: Counter[str]
+    """By kind."""
+    ends: Counter[str]
+    """How processes ended by themselves, by their exit codes."""
+    compared: dict[str, records.Compared]
+    """By where: each topic, and the files of each grouping."""
+
+    @property
+    def is_right(self) -> bool:
+        return all(compared.is_right for compared in self.compared.values())
+
+    def count(self, what: str) -> int:
+        return sum(len(getattr(compared, what)) for compared in self.compared.values())
+
+    @property
+    def checked(self) -> int:
+        """Windows of pods and services, in topics and in files."""
+        return sum(compared.expected for compared in self.compared.values())
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [
+                f"  ends: {dict(self.ends)}",
+                *(f"  {where}: {compared}" for where, compared in self.compared.items()),
+            ]
+        )
+
+
+def run(seed: int, folder: Path, faults: int, lasts_s: float) -> Outcome:
+    """Run one storm in *folder*, which must be new."""
+    planned = plan(seed, faults, lasts_s)
+    click.echo(f"\nPODSTREAM_FAULT_SEED={seed}\n  " + "\n  ".join(map(str, planned)))
+    held = history.samples(seed)
+    prometheus = LocalPrometheus(folder / "prometheus")
+    prometheus.folder.mkdir(parents=True)
+    history.write_openmetrics(held, prometheus.folder / "history.om")
+    create_blocks(prometheus.folder / "history.om", prometheus.data_dir)
+    with ExitStack() as stack:
+        broker = stack.enter_context(ProxiedKafka(folder / "kafka"))
+        stack.enter_context(prometheus)
+        storm = Storm(
+            folder,
+            broker,
+            prometheus,
+            stack.enter_context(TcpProxy(broker.proxied_port, broker.proxy_port)),
+            stack.enter_context(TcpProxy(prometheus.port)),
+            samples_per_s=len(held) / lasts_s,
+        )
+        stack.callback(storm.end)
+        storm.blow(planned)
+        storm.settle()
+        compared = storm.compare(held)
+    return Outcome(seed, Counter(fault.what for fault in planned), storm.ends(), compared)
+
+
+@dataclass
+class Storm:
+    """The processes of one run, and what can be done to them."""
+
+    folder: Path
+    broker: ProxiedKafka
+    prometheus: LocalPrometheus
+    kafka_net: TcpProxy
+    prometheus_net: TcpProxy
+    samples_per_s: float
+    pollers: list[Supervised] = field(default_factory=list)
+    """The last one is to finish the job; those before it were replaced."""
+
+    def __post_init__(self) -> None:
+        self.storage = self.folder / "data"
+        self._sides: dict[str, tuple[Server, TcpProxy]] = {
+            "Kafka": (self.broker, self.kafka_net),
+            "Prometheus": (self.prometheus, self.prometheus_net),
+        }
+        self._others = {
+            name: Supervised(worker(self.broker.way_in, VIEW, self.folder / f"worker-{slot}.log", slot))
+            for slot, name in enumerate((*WORKERS, JOINER))
+        }
+        where = ["--topic-prefix", VIEW.topics.prefix, *cluster_arguments(self.broker.way_in.cluster)]
+        sink = stream_app("files", "--storage", str(self.storage), *where, *view_flags(VIEW))
+        self._others["files"] = Supervised(Child(sink, log_path=self.folder / "files.log"))
+        self._poller = ingestor(
+            "backfill", "--url", f"http://127.0.0.1:{self.prometheus_net.port}", *WHEN, "--preset", "none", *where,
+            "--range-samples", str(RANGE_SAMPLES), "--max-samples-per-second", f"{self.samples_per_s:.0f}",
+        )  # fmt: skip
+
+    def blow(self, planned: list[Fault]) -> None:
+        """Start everything, and let time pass with the faults in it."""
+        self._second_poller()
+        for name in (*WORKERS, "files"):
+            self._others[name].join()
+        steps = [
+            (at_s, act)
+            for fault in planned
+            for at_s, act in zip((fault.at_s, fault.until_s), self._acts(fault), strict=True)
+        ]
+        began_s = time.monotonic()
+        for at_s, act in sorted(steps, key=lambda step: step[0]):
+            while time.monotonic() < began_s + at_s:
+                self._look_after()
+            act()
+
+    def settle(self) -> None:
+        """Wait until the job has ended, all of it is in windows, and these are in files."""
+        self._wait_for(lambda: self.pollers[-1].child.poll() == 0, 120)
+        self.pollers[-1].wanted = False
+        self._wait_for(lambda: all(one.child.poll() is not None for one in self.pollers), 60)
+        with ThreadPoolExecutor(1, "wait") as pool:
+            done = pool.submit(wait_until_windowed, self.broker, VIEW, timeout_s=120)
+            while not done.done():
+                self._look_after()
+            try:
+                done.result()
+            except TimeoutError as error:
+                raise TimeoutError(self._last_words()) from error
+        self._others["files"].leave()
+        self._wait_for(lambda: self._others["files"].child.poll() is not None, 30)
+        write_files(self.broker, VIEW, self.storage)
+
+    def compare(self, held: pd.DataFrame) -> dict[str, records.Compared]:
+        """Compare all that was written with what Prometheus holds."""
+        found = {}
+        for group_by in VIEW.group_by:
+            topic = VIEW.topics.sink(group_by)
+            written = records.read(self.broker.cluster, topic)
+            assert not any(record.incomplete for record in written), "nothing was refused, and no message is missing"
+            found[topic] = records.compare(written, held, str(VIEW.chunk_size), VIEW.method, group_by)
+            cells = files.read(self.storage, pods=group_by == "pod", suffix=SUFFIXES[group_by])
+            expected = oracle.windows(held, str(VIEW.chunk_size), VIEW.method, group_by)
+            found[f"files of {group_by}s"] = records.compare_cells(cells, expected)
+        return found
+
+    def ends(self) -> Counter[str]:
+        """Return how processes ended by themselves; each has said why, in a line."""
+        found: Counter[str] = Counter()
+        for one in self._all():
+            log = one.child.log_path.read_text() if one.child.log_path.exists() else ""
+            # Faust prints one of its own threads' where its first connection is cut.
+            assert "Traceback" not in log or one in self._others.values(), log
+            own = {code: count for code, count in one.ends.items() if code not in (0, -signal.SIGKILL)}
+            assert own.keys() <= {1, 2}, f"{one.child.log_path}: {own}"
+            assert log.count("error: ") >= sum(own.values()), f"somebody ended without a word: {own}\n{log}"
+            found.update({f"exit code {code}": count for code, count in own.items()})
+        for replaced in self.pollers[:-1]:
+            # It may have been killed, have found no broker, or have ended the job before the other one came.
+            assert replaced.child.poll() in (0, 1, 2, -signal.SIGKILL), replaced.child.log_tail()
+            found["poller fenced"] += "has taken over" in replaced.child.log_path.read_text()
+        return found
+
+    def end(self) -> None:
+        """Leave no process behind."""
+        for one in self._all():
+            one.vanish()
+        for server in (self.broker, self.prometheus):
+            _signal(server, signal.SIGCONT)
+
+    def _acts(self, fault: Fault) -> tuple[Callable[[], object], Callable[[], object]]:
+        """Return what begins a fault, and what ends it."""
+        whom = fault.whom
+        if fault.what in SIDE_ACTS:
+            begin, end = SIDE_ACTS[fault.what]
+            sides = [side for name, side in self._sides.items() if whom in (name, "both")]
+            return lambda: [begin(*side) for side in sides], lambda: [end(*side) for side in sides]
+        if fault.what == "joins and leaves":
+            joiner = self._others[whom]
+            return joiner.join, joiner.leave
+        if fault.what == "second poller":
+            return self._second_poller, _nothing
+        if fault.what == "SIGSTOP":
+            # It goes on by itself, though it may be no poller of ours any more by then.
+            return lambda: self._named(whom).freeze(fault.until_s - fault.at_s), _nothing
+        return lambda: self._named(whom).kill(), _nothing
+
+    def _second_poller(self) -> None:
+        """Start another poller of the job, which takes over: the one before it is not started again."""
+        for one in self.pollers:
+            one.wanted = False
+        self.pollers.append(Supervised(Child(self._poller, log_path=self.folder / f"poller-{len(self.pollers)}.log")))
+        self.pollers[-1].join()
+
+    def _named(self, name: str) -> Supervised:
+        return self.pollers[-1] if name == "poller" else self._others[name]
+
+    def _all(self) -> Iterator[Supervised]:
+        yield from self.pollers
+        yield from self._others.values()
+
+    def _look_after(self) -> None:
+        time.sleep(0.05)
+        if self.pollers[-1].child.poll() == 0:
+            self.pollers[-1].wanted = False
+        for one in self._all():
+            one.look_after()
+
+    def _wait_for(self, holds: Callable[[], bool], timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(self._last_words())
+            self._look_after()
+
+    def _last_words(self) -> str:
+        return "\n".join(f"{one.child.log_path.name}:\n{one.child.log_tail(8)}" for one in self._all())
+
+
+def _nothing() -> None:
+    pass
+
+
+def _start(server: Server) -> None:
+    if server.poll() is not None:
+        server.start()
+
+
+def _signal(server: Server, number: signal.Signals) -> None:
+    if server.poll() is None:
+        os.kill(server.pid, number)
+
+
+def _nothing_more(_server: Server, _net: TcpProxy) -> None:
+    pass
+
+
+def _heal(_server: Server, net: TcpProxy) -> None:
+    net.heal()
+
+
+SideAct = Callable[[Server, TcpProxy], None]
+
+SIDE_ACTS: Mapping[str, tuple[SideAct, SideAct]] = {
+    "server killed": (lambda server, _: server.kill(), lambda server, _: _start(server)),
+    "server stopped": (
+        lambda server, _: _signal(server, signal.SIGSTOP),
+        lambda server, _: _signal(server, signal.SIGCONT),
+    ),
+    "connections cut": (lambda _, net: net.cut_connections(), _nothing_more),
+    "connections stalled": (lambda _, net: net.stall(), _heal),
+    "connections slow": (lambda _, net: net.slow(SLOW_BYTES_PER_S), _heal),
+    "connections refused": (lambda _, net: net.refuse(), _heal),
+}
+"""What begins and what ends a fault of a server or of the way to it."""

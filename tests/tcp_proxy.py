@@ -1,0 +1,146 @@
+"""A TCP proxy on the loopback that cuts, stalls, slows and refuses, as networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+from ingestor.local.processes import free_port
+
+_PIECE = 16_384
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(eq=False)
+class _Connection:
+    """Both ends of one client's connection."""
+
+    writers: list[asyncio.StreamWriter] = field(default_factory=list)
+    is_doomed: bool = False
+    """It ends in the middle of what it carries next."""
+
+    def reset(self) -> None:
+        for writer in self.writers:
+            if (end := writer.get_extra_info("socket")) is not None and not writer.transport.is_closing():
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            writer.transport.abort()
+
+
+class TcpProxy:
+    """Carries bytes between clients and a port, in a thread of its own; its methods may be called from any.
+
+    Args:
+        target_port: of 127.0.0.1; nobody need listen there yet.
+        port: where clients come; None chooses one.
+    """
+
+    def __init__(self, target_port: int, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.cut = 0
+        """Connections that were dropped in the middle of something."""
+        self._target_port = target_port
+        self._connections: set[_Connection] = set()
+        self._bytes_per_s: float | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="tcp-proxy")
+        self._is_ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._is_ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._soon(self._ends.set)
+        self._thread.join()
+
+    def cut_connections(self) -> None:
+        """Drop each open connection half-way through what it carries next, as a machine that fails does."""
+
+        def doom() -> None:
+            for connection in self._connections:
+                connection.is_doomed = True
+
+        self._soon(doom)
+
+    def stall(self) -> None:
+        """Carry nothing, and keep all connections."""
+        self._soon(self._flows.clear)
+
+    def slow(self, bytes_per_s: float) -> None:
+        """Carry so much a second of each connection and direction."""
+        self._soon(lambda: setattr(self, "_bytes_per_s", bytes_per_s))
+
+    def refuse(self) -> None:
+        """Drop all connections, and drop new ones as they come."""
+
+        def go() -> None:
+            self._accepts = False
+            for connection in self._connections:
+                connection.reset()
+
+        self._soon(go)
+
+    def heal(self) -> None:
+        """Carry everything again, at once."""
+
+        def come() -> None:
+            self._accepts, self._bytes_per_s = True, None
+            self._flows.set()
+
+        self._soon(come)
+
+    def _soon(self, act: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(act)
+
+    async def _serve(self) -> None:
+        self._loop, self._ends, self._flows = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        self._accepts = True
+        self._flows.set()
+        async with await asyncio.start_server(self._come, "127.0.0.1", self.port):
+            self._is_ready.set()
+            await self._ends.wait()
+            for connection in self._connections:
+                connection.reset()
+
+    async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = _Connection([writer])
+        self._connections.add(connection)
+        try:
+            if not self._accepts:
+                return
+            there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
+            connection.writers.append(back)
+            # Neither protocol closes one direction alone: whichever side ends first ends both.
+            directions = [
+                asyncio.create_task(self._carry(connection, *pair)) for pair in ((reader, back), (there, writer))
+            ]
+            _, other = await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+            for direction in other:
+                direction.cancel()
+        except OSError:
+            # Nobody listens there: the client is told by the end of its connection.
+            pass
+        finally:
+            self._connections.discard(connection)
+            connection.reset()
+
+    async def _carry(self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(_PIECE):
+                await self._flows.wait()
+                if self._bytes_per_s is not None:
+                    await asyncio.sleep(len(data) / self._bytes_per_s)
+                if connection.is_doomed:
+                    self.cut += 1
+                    data = data[: len(data) // 2]
+                writer.write(data)
+                await writer.drain()
+                if connection.is_doomed:
+                    return
+        except OSError:
+            pass
