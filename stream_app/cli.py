@@ -199,13 +199,20 @@ def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def with_looks(
-        *, absent: str, time_format: str, drop_empty_columns: bool, drop_zero_columns: bool, **flags: Any
+        *,
+        absent: str,
+        time_format: str,
+        escape_formulas: bool,
+        drop_empty_columns: bool,
+        drop_zero_columns: bool,
+        **flags: Any,
     ) -> Any:
-        from stream_app.sinks.csv_style import CsvStyle  # noqa: PLC0415
+        from stream_app.sinks.csv_style import AS_THEY_ARE, ESCAPED, CsvStyle  # noqa: PLC0415
 
         dropped = {"empty": drop_empty_columns, "zero": drop_zero_columns}
         drop = frozenset(which for which, is_asked in dropped.items() if is_asked)
-        return function(style=CsvStyle(absent, time_format), drop=drop, **flags)
+        style = CsvStyle(absent, time_format, ESCAPED if escape_formulas else AS_THEY_ARE)
+        return function(style=style, drop=drop, **flags)
 
     options: list[Callable[..., Any]] = [
         click.option(
@@ -230,6 +237,11 @@ def looks_options(function: Callable[..., Any]) -> Callable[..., Any]:
             default="iso",
             show_default=True,
             help="Times in CSV: ISO 8601 in UTC, or seconds or milliseconds since 1970.",
+        ),
+        click.option(
+            "--escape-formulas",
+            is_flag=True,
+            help="In CSV, put ' before names of pods and metrics that spreadsheets would run.",
         ),
         click.option(
             "--drop-empty-columns",

@@ -11,6 +11,11 @@ from ingestor.core.time_range import iso
 
 ISO, EPOCH_S, EPOCH_MS = TIME_FORMATS = ("iso", "epoch-s", "epoch-ms")
 
+AS_THEY_ARE, ESCAPED = FORMULAS = ("as-they-are", "escaped")
+
+# What Excel, LibreOffice or Google Sheets begin a formula at, or leave out before one; and what escapes it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", " ", "'")
+
 _WORDS = {"empty": "", "nan": "NaN"}
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -29,11 +34,25 @@ class CsvStyle:
     time_format: str = ISO
     """One of ``TIME_FORMATS``, of a window's start: in UTC, or since the Unix epoch."""
 
+    formulas: str = AS_THEY_ARE
+    """One of ``FORMULAS``: what becomes of names that spreadsheets would take for a formula."""
+
     def options(self) -> dict[str, str]:
         """Return what a storage remembers: what is not the default, as before there was a choice."""
-        chosen = {"missing": self.absent, "time_format": self.time_format}
-        default = {"missing": "", "time_format": ISO}
+        chosen = {"missing": self.absent, "time_format": self.time_format, "formulas": self.formulas}
+        default = {"missing": "", "time_format": ISO, "formulas": AS_THEY_ARE}
         return {name: value for name, value in chosen.items() if value != default[name]}
+
+    def written(self, name: str) -> str:
+        """Return the text of a name's cell, before any quotes.
+
+        An apostrophe stands before what begins with one, too: so every text can be read back.
+        """
+        return f"'{name}" if self.formulas == ESCAPED and name.startswith(_FORMULA) else name
+
+    def read(self, text: str) -> str:
+        """Return the name that *written* made *text* of."""
+        return text[1:] if self.formulas == ESCAPED and text.startswith("'") else text
 
     def time_writer(self) -> Callable[[int], str]:
         """Return what spells a time in ms, which is not before the epoch."""

@@ -1,8 +1,8 @@
 """Rows as CSV text: how cells are written, and how rows are merged into a file that is there. Pure.
 
-Cells hold what was reported and nothing else: a pod whose name begins with ``=``, ``+``,
-``-`` or ``@`` (Kubernetes has none) is not altered for the sake of spreadsheets, which
-would take it for a formula. UTF-8 without a mark, lines end with a line feed.
+Cells hold what was reported and nothing else; only where the style says so are names that
+spreadsheets would take for formulas (Kubernetes has none) escaped, so that they can be read
+back. UTF-8 without a mark, lines end with a line feed.
 """
 
 from __future__ import annotations
@@ -55,10 +55,11 @@ class Table:
         fixed = ["timestamp", "pod"] if with_pod else ["timestamp"]
         if names[: len(fixed)] != fixed:
             raise ValueError(f"its first columns are {names[: len(fixed)]}, not {fixed}")
-        return cls(names[len(fixed) :], style, with_pod=with_pod)
+        return cls([style.read(name) for name in names[len(fixed) :]], style, with_pod=with_pod)
 
     def header(self) -> bytes:
-        names = ("timestamp", "pod", *self.metrics) if self.with_pod else ("timestamp", *self.metrics)
+        metrics = map(self._style.written, self.metrics)
+        names = ("timestamp", "pod", *metrics) if self.with_pod else ("timestamp", *metrics)
         return ",".join(map(_quoted, names)).encode() + b"\n"
 
     def widened(self, metrics: Iterable[str]) -> Table:
@@ -91,7 +92,7 @@ class Table:
         times = {start_ms: write_time(start_ms).encode() for start_ms in set(starts_ms)}
         parts: list[Iterator[bytes]] = [map(times.__getitem__, starts_ms)]
         if self.with_pod:
-            pods = {who: _quoted(records.whos[who][1] or "").encode() for who in set(whos)}
+            pods = {who: _quoted(self._style.written(records.whos[who][1] or "")).encode() for who in set(whos)}
             parts.append(map(pods.__getitem__, whos))
         if self.metrics:
             parts.append(iter(self._cells(records)))
@@ -204,7 +205,7 @@ def keyed_lines(file: Iterable[bytes], style: CsvStyle, *, with_pod: bool) -> It
             timestamp, pod = parts[0], parts[1].decode() if with_pod and len(parts) > 1 else ""
         if timestamp != last:
             last, start_ms = timestamp, read_time(timestamp)
-        yield (start_ms, pod), line
+        yield (start_ms, style.read(pod)), line
 
 
 def logical_lines(file: Iterable[bytes]) -> Iterator[bytes]:

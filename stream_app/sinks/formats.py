@@ -35,6 +35,6 @@ def check_looks(file_format: str, style: CsvStyle, drop: Collection[str]) -> Non
     """
     if file_format != "csv" and (drop or style != CsvStyle()):
         raise ConfigError(
-            "--missing, --time-format, --drop-empty-columns and --drop-zero-columns say how CSV looks: "
-            f"leave them out with --format {file_format}"
+            "--missing, --time-format, --escape-formulas, --drop-empty-columns and --drop-zero-columns say how CSV "
+            f"looks: leave them out with --format {file_format}"
         )

@@ -19,7 +19,7 @@ from stream_app.records import Record
 from stream_app.sinks.base import View
 from stream_app.sinks.checkpoint import Identity, Storage
 from stream_app.sinks.csv_files import CsvSink
-from stream_app.sinks.csv_style import TIME_FORMATS, CsvStyle, absent_text
+from stream_app.sinks.csv_style import ESCAPED, TIME_FORMATS, CsvStyle, absent_text
 from stream_app.sinks.csv_text import Table
 
 NOON_MS = 1_795_435_200_000
@@ -222,6 +222,28 @@ def test_what_a_spreadsheet_sees(tmp_path: Path) -> None:
     assert header == ["timestamp", "pod", *names]
     assert rows == [["2026-11-23T12:00:00Z", pod, "1.5", "1.5", "1.5"] for pod in sorted(odd)]
     assert list(pd.read_csv(tmp_path / "prod/api.csv")["pod"]) == sorted(odd)
+
+
+def test_no_spreadsheet_runs_an_escaped_cell(tmp_path: Path) -> None:
+    """Names that look like formulas are text, and can be told from one another; rows are merged as without escapes."""
+    odd = ["=1+1", "'=1+1", "''=1+1", "+1", "-1", "@x", "\t=x", " =x", "\r=x", "plain", '"=x', "=a,b"]
+    names = ["=cmd()", "'=cmd()", "@a,b", "metric"]
+    records = [record(minute, pod, dict.fromkeys(names, 1.5)) for minute in (5, 0, 9) for pod in sorted(odd)]
+    more = [record(0, "=1+1", {"=cmd()": 2.5, "-late": 3.5}), record(9, "'=1+1", {"metric": 4.5})]
+    style = CsvStyle(formulas=ESCAPED)
+    for folder, spelled in ((tmp_path / "plain", DEFAULT), (tmp_path / "escaped", style)):
+        for batch in (records[:5], records[5:30], records[30:], more):
+            write(folder, batch, style=spelled)
+    rows = {
+        name: list(csv.reader(io.StringIO((tmp_path / name / "prod/api.csv").read_bytes().decode(), newline="")))
+        for name in ("plain", "escaped")
+    }
+    cells = [name for row in rows["escaped"] for name in (row[1:2] if row[0] != "timestamp" else row)]
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r "]
+    back = [[style.read(name) for name in rows["escaped"][0]]]
+    back += [[row[0], style.read(row[1]), *row[2:]] for row in rows["escaped"][1:]]
+    assert back == rows["plain"]
+    assert len(back) == 1 + 3 * len(odd)
 
 
 @pytest.mark.parametrize("seed", range(3))
