@@ -34,6 +34,9 @@ from ingestor.local.docker import DockerDaemon
 from ingestor.local.processes import free_port
 from ingestor.workloads import service_of
 
+# The first test builds the images: minutes, more of them where other tests run beside it.
+pytestmark = pytest.mark.timeout(1200)
+
 PROJECT = "podstream-proof"
 USER = 1000
 CHUNK_SIZE, CHUNK_MS = "10s", 10_000
