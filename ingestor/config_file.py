@@ -11,12 +11,12 @@ import click
 import yaml
 
 from ingestor.settings import CONFIG, ConfigFile, Document, Fault, Pairs, fault_of
-from ingestor.yaml_text import composed
+from ingestor.yaml_text import composed, is_null
 
 DEFAULTS = "defaults"
 """The section for all commands; each takes what it has a flag for, and its own section wins."""
 
-_NULL, _BOOL = "tag:yaml.org,2002:null", "tag:yaml.org,2002:bool"
+_BOOL = "tag:yaml.org,2002:bool"
 
 
 def load_config(ctx: click.Context, path: Path) -> None:
@@ -44,7 +44,7 @@ def read_config(path: Path, commands: Mapping[str, click.Command], ctx: click.Co
         root = composed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise click.BadParameter(f"{path} cannot be read: {_reason(error)}", ctx=ctx) from error
-    if root is None or _is_null(root):
+    if root is None or is_null(root):
         return ConfigFile()
     if not isinstance(root, yaml.MappingNode):
         raise click.BadParameter(f"{path} must hold a section a command: {_listed(commands)}", ctx=ctx)
@@ -67,7 +67,7 @@ class _Reader:
                 self._fault(f"there is no such section{_hint(name, known) or f'; it is one of {_listed(known)}'}", name)
             elif isinstance(node, yaml.MappingNode):
                 self._section(name, node)
-            elif not _is_null(node):
+            elif not is_null(node):
                 self._fault("must hold its settings as key: value", name)
         values = {name: {**self._shared[name], **own} for name, own in self._own.items()}
         return ConfigFile(values, self._meant, self._faults)
@@ -77,7 +77,7 @@ class _Reader:
         known = {flag: option for name in reversed(commands) for flag, option in self._options[name].items()}
         for key, value in self._pairs(node, section):
             flag = key.replace("_", "-")
-            if flag in known and _is_null(value):
+            if flag in known and is_null(value):
                 continue
             nearest = [flag] if flag in known else difflib.get_close_matches(flag, known, 1)
             takers = [name for name in commands if nearest and nearest[0] in self._options[name]]
@@ -117,7 +117,7 @@ class _Reader:
 
     def _text(self, option: click.Option, node: yaml.Node, name: str | None, where: tuple[str, ...]) -> str:
         where = (*where, name) if name else where
-        if not isinstance(node, yaml.ScalarNode) or _is_null(node):
+        if not isinstance(node, yaml.ScalarNode) or is_null(node):
             self._fault("has an item that is no text", *where)
             return ""
         typed = str(node.value)
@@ -161,10 +161,6 @@ def _hint(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 def _listed(names: Sequence[str] | Mapping[str, Any]) -> str:
     return ", ".join(names)
-
-
-def _is_null(node: yaml.Node) -> bool:
-    return isinstance(node, yaml.ScalarNode) and node.tag == _NULL
 
 
 def _reason(error: Exception) -> str:

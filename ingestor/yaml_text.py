@@ -23,6 +23,11 @@ def composed(text: str) -> yaml.Node | None:
         loader.dispose()
 
 
+def is_null(node: yaml.Node) -> bool:
+    """Tell whether a value is null, or nothing stands where it would."""
+    return isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:null"
+
+
 def loaded(text: str) -> Any:
     """Return what a document means.
 

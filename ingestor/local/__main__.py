@@ -23,7 +23,7 @@ def main() -> None:
 
 @main.command()
 @click.option(
-    "--backends", is_flag=True, help="Also what the tests use: Prometheus 3, VictoriaMetrics, Chromium and Helm."
+    "--backends", is_flag=True, help="Also what the tests use: Prometheus 3, VictoriaMetrics, Chromium, Helm, Docker."
 )
 def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
     """Download what the local servers need into the user's cache; silent when it is there.
@@ -55,7 +55,7 @@ def fetch(backends: bool) -> None:  # noqa: FBT001 - a flag
             click.echo(f"building Helm {helm.VERSION} (two minutes) ...")
         _find_or_warn(helm.find_program)
         if not docker.on_path() and not docker.program_folder().is_dir():
-            click.echo("fetching Docker (65 MB) ...")
+            click.echo("fetching Docker (65 MB; as root) ...")
         _find_or_warn(docker.find_programs)
 
 

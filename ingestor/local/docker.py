@@ -34,8 +34,10 @@ def find_programs() -> Mapping[str, str]:
     """Return the environment in which ``dockerd``, ``docker`` and ``docker-compose`` are found and can run.
 
     Raises:
-        ConfigError: they are neither on PATH nor in the cache, nor can they be unpacked.
+        ConfigError: we are not root, or they are neither on PATH nor in the cache, nor can they be unpacked.
     """
+    if os.geteuid() != 0:
+        raise ConfigError("a Docker daemon of our own needs root")
     if on_path():
         return dict(os.environ)
     root = filled_once(program_folder(), _unpack_packages)
@@ -58,12 +60,6 @@ def on_path() -> bool:
 def program_folder() -> Path:
     """Return where the programs are cached, or will be."""
     return cache_folder() / "docker"
-
-
-def needs_root() -> None:
-    """Raise `ConfigError` unless this process may start a daemon."""
-    if os.geteuid() != 0:
-        raise ConfigError("a Docker daemon of our own needs root")
 
 
 def _unpack_packages(target: Path) -> None:
@@ -95,7 +91,6 @@ class DockerDaemon:
             ConfigError: there is none, we are not root, the machine keeps containers apart, or it ended; the message
                 has its last words.
         """
-        needs_root()
         programs = find_programs()
         self.folder.mkdir(parents=True, exist_ok=True)
         # The path of a socket is 107 characters at most.

@@ -21,6 +21,7 @@ from ingestor.sources.base import SeriesBlock, tidy
 from ingestor.sources.frames import UnknownEncodingError, scan_frames
 from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, error_text, retry_after_s, shortened
 from ingestor.sources.xor import MOST_SAMPLES_A_CHUNK, NO_ROOM, PADDING_BYTES, Bytes, decode_chunks
+from ingestor.yaml_text import composed, is_null
 
 _STREAMED = "application/x-streamed-protobuf"
 _HEADERS = {
@@ -30,8 +31,6 @@ _HEADERS = {
 }
 _STREAMED_XOR_CHUNKS = 1
 _MATCHER_TYPES = {"=": 0, "!=": 1, "=~": 2, "!~": 3}
-
-_YAML_NULL = "tag:yaml.org,2002:null"
 
 _PIECE_BYTES = 1 << 20
 _REFUSAL_BYTES = 1 << 16
@@ -250,13 +249,13 @@ def external_labels(configuration: str) -> dict[str, str]:
     """Return ``global.external_labels`` of Prometheus' configuration, of which the rest can be very long."""
     section = re.search(r"^global:.*\n(?:[ \t].*\n|\n)*", configuration + "\n", re.MULTILINE)
     try:
-        # Nodes, not objects: those of aliases to aliases would be spelled out, a few lines as gigabytes.
-        node = yaml.compose(section[0], Loader=yaml.SafeLoader) if section else None
+        # Nodes, not objects: a label's value is the text that it is written as.
+        node = composed(section[0]) if section else None
         for name in ("global", "external_labels"):
             node = _members(node).get(name)
         labels = _members(node)
         return {name: _text(value) for name, value in labels.items()}
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, TypeError, ValueError) as error:
         raise RemoteReadUnsupported(
             "the external labels in Prometheus' configuration cannot be read: read with --source query"
         ) from error
@@ -264,7 +263,7 @@ def external_labels(configuration: str) -> dict[str, str]:
 
 def _members(node: yaml.Node | None) -> dict[str, yaml.Node]:
     """Return a mapping's nodes; nothing of what is not there or null."""
-    if node is None or node.tag == _YAML_NULL:
+    if node is None or is_null(node):
         return {}
     if not isinstance(node, yaml.MappingNode):
         raise TypeError(f"{node.tag} is no mapping")

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import orjson
 import pandas as pd
-from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from ingestor.core.topics import Topics
-from ingestor.kafka import consumer_to_end, is_end
+from ingestor.kafka import connect, partition_counts, read_to_end
 from ingestor.local.kafka import LocalKafka
 
 # Of a sum of a dozen doubles in extended precision and the product's, which is exact: the last bit may differ.
@@ -83,22 +82,9 @@ def check_records(kafka: LocalKafka, topics: Topics, length: cluster.Length, met
 
 def committed_values(kafka: LocalKafka, topic: str) -> Iterator[bytes]:
     """Yield every message that a read_committed reader sees."""
-    consumer = consumer_to_end(kafka.cluster, topic)
-    try:
-        partitions = consumer.list_topics(topic).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in partitions])
-        ended: set[int] = set()
-        while len(ended) < len(partitions):
-            for message in consumer.consume(10_000, 1.0):
-                error = message.error()
-                if error is None:
-                    yield message.value()
-                elif is_end(error):
-                    ended.add(message.partition())
-                else:
-                    raise WrongError(f"{topic} cannot be read: {error}")
-    finally:
-        consumer.close()
+    for number in range(partition_counts(connect(kafka.cluster))[topic]):
+        for message in read_to_end(kafka.cluster, topic, number):
+            yield message.value() or b""
 
 
 def check_files(storage: Path, file_format: str, length: cluster.Length, method: str) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import http.client
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 import click
@@ -25,34 +27,43 @@ from ingestor.sources.xor import MOST_SAMPLES_A_CHUNK, PADDING_BYTES, decode_chu
 _PIECE_BYTES = 4 << 20
 
 
-def read_all(url: str, time_range: TimeRange, timestamps_ms: np.ndarray, values: np.ndarray) -> int:
-    """Fill two arrays with every sample of every pod; return how many there are."""
+@contextmanager
+def streamed(url: str, time_range: TimeRange) -> Iterator[http.client.HTTPResponse]:
+    """Ask for every sample of every pod; the answer's frames are still to be read."""
     request = _request((Matcher("pod", "!=", ""),), time_range, {})
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
-    connection.request("POST", "/api/v1/read", pa.compress(request, codec="snappy", asbytes=True), _HEADERS)
-    response = connection.getresponse()
-    if response.status != http.HTTPStatus.OK:
-        raise click.ClickException(f"{url} refuses: {response.read().decode()}")
+    try:
+        connection.request("POST", "/api/v1/read", pa.compress(request, codec="snappy", asbytes=True), _HEADERS)
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            raise click.ClickException(f"{url} refuses: {response.read().decode()}")
+        yield response
+    finally:
+        connection.close()
+
+
+def read_all(url: str, time_range: TimeRange, timestamps_ms: np.ndarray, values: np.ndarray) -> int:
+    """Fill two arrays with every sample of every pod; return how many there are."""
     buffer = np.empty(2 * _PIECE_BYTES + PADDING_BYTES, np.uint8)
     view = memoryview(buffer)
     held = full = 0
-    while got := response.readinto(view[held : held + _PIECE_BYTES]):
-        held += got
-        frames = scan_frames(buffer, held)
-        kept = decode_chunks(
-            buffer,
-            frames.starts,
-            frames.ends,
-            time_range.start_ms,
-            time_range.end_ms,
-            timestamps_ms[full:],
-            values[full:],
-        )
-        full += int(kept.sum())
-        rest = held - frames.consumed
-        buffer[:rest] = buffer[frames.consumed : held]
-        held = rest
-    connection.close()
+    with streamed(url, time_range) as response:
+        while got := response.readinto(view[held : held + _PIECE_BYTES]):
+            held += got
+            frames = scan_frames(buffer, held)
+            kept = decode_chunks(
+                buffer,
+                frames.starts,
+                frames.ends,
+                time_range.start_ms,
+                time_range.end_ms,
+                timestamps_ms[full:],
+                values[full:],
+            )
+            full += int(kept.sum())
+            rest = held - frames.consumed
+            buffer[:rest] = buffer[frames.consumed : held]
+            held = rest
     return full
 
 

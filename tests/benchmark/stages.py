@@ -8,7 +8,6 @@ times do not add up to the pipeline's, whose stages overlap; that of consuming h
 from __future__ import annotations
 
 import asyncio
-import http.client
 import sys
 import threading
 import time
@@ -17,13 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 import numpy as np
 import orjson
-import pyarrow as pa
 from confluent_kafka import Consumer
+from floor import streamed
 
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
@@ -31,14 +29,12 @@ from ingestor.core.chunk import Marker
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import FOREVER_MS, Cluster, client_config, connect, consumer_to_end, ensure_topics, is_end
+from ingestor.kafka import FOREVER_MS, Cluster, client_config, connect, ensure_topics, read_to_end
 from ingestor.packing import FetchedSeries, PackedRange, pack
 from ingestor.positions import Position
 from ingestor.publisher import Publisher
-from ingestor.selector import Matcher
 from ingestor.sources.base import SeriesBlock, tidy
 from ingestor.sources.frames import scan_frames
-from ingestor.sources.remote_read import _HEADERS, _request
 from ingestor.sources.xor import MOST_SAMPLES_A_CHUNK, PADDING_BYTES, decode_chunks
 from ingestor.workloads import service_of
 from stream_app.app import Worker, WorkerSettings
@@ -126,31 +122,15 @@ class Stages:
         return packed
 
     def _fetched(self, time_range: TimeRange) -> bytes:
-        connection = http.client.HTTPConnection(urlsplit(self.url).netloc)
-        request = pa.compress(_request((Matcher("pod", "!=", ""),), time_range, {}), codec="snappy", asbytes=True)
-        connection.request("POST", "/api/v1/read", request, _HEADERS)
-        response = connection.getresponse()
-        body = response.read()
-        connection.close()
-        if response.status != http.HTTPStatus.OK:
-            raise click.ClickException(f"{self.url} refuses: {body.decode()}")
-        return body
+        with streamed(self.url, time_range) as response:
+            return response.read()
 
     def _values(self, topic: str) -> list[list[Message]]:
         """Read the messages of each partition, outside of any stage."""
-        consumer = consumer_to_end(self.cluster, topic)
-        found: list[list[Message]] = [[] for _ in range(PARTITIONS)]
-        consumer.subscribe([topic])
-        ended = 0
-        while ended < PARTITIONS:
-            for message in consumer.consume(1000, 1.0):
-                error = message.error()
-                if error is None:
-                    found[message.partition()].append((message.headers(), message.value()))
-                else:
-                    ended += is_end(error)
-        consumer.close()
-        return found
+        return [
+            [(message.headers(), message.value()) for message in read_to_end(self.cluster, topic, number)]
+            for number in range(PARTITIONS)
+        ]
 
     def _emissions(self, view: View, values: Sequence[Sequence[Message]]) -> list[list[Emission]]:
         found: list[list[Emission]] = []

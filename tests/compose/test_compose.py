@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -242,18 +242,15 @@ def assert_nothing_lost_or_twice(containers: Containers) -> None:
 
     wait_until(lambda: not behind(), lambda: (behind(), containers.logs()))
     samples = containers.samples(until_ms)
+    expected = oracle.windows(samples, CHUNK_SIZE, "mean", "pod")
     # Files of pods that come and go may be a commit behind those that were waited for.
-    wait_until(lambda: len(_before(files.read(containers.data, pods=True), until_ms)) >= len(windows(samples)), "files")
+    wait_until(lambda: len(_before(files.read(containers.data, pods=True), until_ms)) >= len(expected), "files")
     files.assert_equal_to_oracle(
         _before(files.read(containers.data, pods=True), until_ms), samples, CHUNK_SIZE, "mean", "pod"
     )
     found = [r for r in records.read(containers.cluster, Topics().pods) if r.window_start_ms < until_ms]
     compared = records.compare(found, samples, CHUNK_SIZE, "mean", "pod")
     assert compared.is_right, compared
-
-
-def windows(samples: pd.DataFrame) -> Mapping[tuple[str, str, int], Any]:
-    return oracle.windows(samples, CHUNK_SIZE, "mean", "pod")
 
 
 def _before(cells: dict[tuple[str, str, int], Any], until_ms: int) -> dict[tuple[str, str, int], Any]:
