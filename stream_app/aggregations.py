@@ -22,12 +22,12 @@ Float64Array = npt.NDArray[np.float64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
     """Compile at the first call, keep the machine code on disk, run without the GIL."""
     return cast(_Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
-@_compiled
+@compiled
 def window_runs(
     offsets: Int64Array, timestamps_ms: Int64Array, edges_ms: Int64Array
 ) -> tuple[Int32Array, Int32Array, Int64Array]:
@@ -58,7 +58,7 @@ def window_runs(
     return row_of[:runs].copy(), window_of[:runs].copy(), starts[: runs + 1].copy()
 
 
-@_compiled
+@compiled
 def add_exactly(high: float, low: float, value: float) -> tuple[float, float]:
     """Add *value* to the double-double number *high* + *low*.
 
@@ -74,7 +74,7 @@ def add_exactly(high: float, low: float, value: float) -> tuple[float, float]:
     return high, low - (high - total)
 
 
-@_compiled
+@compiled
 def sum_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return each run's sum as double-double numbers: high and low parts, shape (runs,)."""
     runs = len(starts) - 1
@@ -87,7 +87,7 @@ def sum_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Fl
     return highs, lows
 
 
-@_compiled
+@compiled
 def sum_pairs(
     order: Int64Array, starts: Int64Array, highs: Float64Array, lows: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
@@ -104,7 +104,7 @@ def sum_pairs(
     return out_highs, out_lows
 
 
-@_compiled
+@compiled
 def split_exactly(value: float) -> tuple[float, float]:
     """Cut *value* into two parts of at most 26 bits each.
 
@@ -115,7 +115,7 @@ def split_exactly(value: float) -> tuple[float, float]:
     return head, value - head
 
 
-@_compiled
+@compiled
 def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[float, float]:
     """Add *a* times *b* to the double-double number *high* + *low*.
 
@@ -132,7 +132,7 @@ def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[fl
     return add_exactly(high, low, rest) if np.isfinite(high) and np.isfinite(rest) else (high, low)
 
 
-@_compiled
+@compiled
 def subtract_exactly(a: float, b: float) -> tuple[float, float]:
     """Return *a* - *b* as a double-double number."""
     difference = a - b
@@ -142,7 +142,7 @@ def subtract_exactly(a: float, b: float) -> tuple[float, float]:
     return difference, (a - (difference - part)) + (-b - part)
 
 
-@_compiled
+@compiled
 def moment_runs(
     starts: Int64Array, values: Float64Array
 ) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]:
@@ -172,7 +172,7 @@ def moment_runs(
     return pivots, highs, lows, square_highs, square_lows
 
 
-@_compiled
+@compiled
 def merge_moments(
     order: Int64Array,
     starts: Int64Array,
@@ -217,7 +217,7 @@ def merge_moments(
     return out_pivots, out_highs, out_lows, out_square_highs, out_square_lows
 
 
-@_compiled
+@compiled
 def stddev_of_sums(
     highs: Float64Array, lows: Float64Array, square_highs: Float64Array, square_lows: Float64Array, counts: Int64Array
 ) -> Float64Array:
@@ -236,7 +236,7 @@ def stddev_of_sums(
     return out
 
 
-@_compiled
+@compiled
 def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int64Array:
     """Add up *counts* over each group ``order[starts[g]:starts[g + 1]]``."""
     out = np.zeros(len(starts) - 1, np.int64)
@@ -246,7 +246,7 @@ def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int
     return out
 
 
-@_compiled
+@compiled
 def gather_runs(values: Float64Array, begins: Int64Array, counts: Int64Array, order: Int64Array) -> Float64Array:
     """Lay the runs ``values[begins[r]:begins[r] + counts[r]]`` one behind the other, in *order*."""
     total = 0
@@ -262,7 +262,7 @@ def gather_runs(values: Float64Array, begins: Int64Array, counts: Int64Array, or
     return out
 
 
-@_compiled
+@compiled
 def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     """Return each run's median (the mean of the middle two of an even number); NaN where a sample is NaN.
 
@@ -286,7 +286,7 @@ def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     return out
 
 
-@_compiled
+@compiled
 def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> Float64Array:
     """Return each run's quantile, between the two nearest values linearly; NaN where a sample is NaN.
 
@@ -313,7 +313,7 @@ def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> 
     return out
 
 
-@_compiled
+@compiled
 def _sort(part: Float64Array) -> None:
     """Sort in place, NaN last. Windows are small: insertion beats the general sort below 32 values."""
     n = len(part)
@@ -329,7 +329,7 @@ def _sort(part: Float64Array) -> None:
         part[j + 1] = value
 
 
-@_compiled
+@compiled
 def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Array:
     """Return *order* sorted stably by ``keys[order]``, which lie in [0, buckets).
 
@@ -348,7 +348,7 @@ def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Ar
     return out
 
 
-@_compiled
+@compiled
 def reset_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return what each run of a counter had counted before its resets, as double-double numbers, shape (runs,).
 
@@ -366,7 +366,7 @@ def reset_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, 
     return highs, lows
 
 
-@_compiled
+@compiled
 def merge_resets(
     order: Int64Array,
     starts: Int64Array,
@@ -403,7 +403,7 @@ def merge_resets(
     return out_highs, out_lows
 
 
-@_compiled
+@compiled
 def increases(highs: Float64Array, lows: Float64Array, lasts: Float64Array, bases: Float64Array) -> Float64Array:
     """Return last - base + (what was counted before resets), rounded once, shape (n,)."""
     out = np.empty(len(lasts))
