@@ -330,22 +330,68 @@ def _sort(part: Float64Array) -> None:
 
 
 @compiled
-def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Array:
-    """Return *order* sorted stably by ``keys[order]``, which lie in [0, buckets).
+def cell_keys(
+    windows_ms: Int64Array,
+    group_ranks: Int64Array,
+    metric_ranks: Int64Array,
+    window_ms: Int64Array,
+    group: Int64Array,
+    metric: Int64Array,
+) -> Int64Array:
+    """Return a number for each entry that rises as window, rank of the group and rank of the metric do.
 
-    One pass of a radix sort: applied from the least to the most significant key,
-    n entries are in order after O(n) steps.
+    Args:
+        windows_ms: the distinct values of *window_ms*, rising.
+        group_ranks: of each group, its place in order.
+        metric_ranks: of each metric.
+        window_ms: of each entry, shape (n,).
+        group: number of each entry's group.
+        metric: number of each entry's metric.
+
+    Returns:
+        Shape (n,), all below the product of the lengths of the first three.
     """
-    at = np.zeros(buckets + 1, np.int64)
-    for i in order:
-        at[keys[i] + 1] += 1
-    for bucket in range(buckets):
-        at[bucket + 1] += at[bucket]
-    out = np.empty_like(order)
-    for i in order:
-        out[at[keys[i]]] = i
-        at[keys[i]] += 1
+    out = np.empty(len(window_ms), np.int64)
+    window = 0
+    for i in range(len(out)):
+        if windows_ms[window] != window_ms[i]:
+            # Entries come series by series: mostly it is the next one.
+            window += 1
+            if window == len(windows_ms) or windows_ms[window] != window_ms[i]:
+                window = np.searchsorted(windows_ms, window_ms[i])
+        out[i] = (window * len(group_ranks) + group_ranks[group[i]]) * len(metric_ranks) + metric_ranks[metric[i]]
     return out
+
+
+@compiled
+def radix_order(keys: Int64Array, end: int, order: Int64Array) -> Int64Array:
+    """Return *order* sorted stably by ``keys[order]``, which lie in [0, end).
+
+    As many passes of a counting sort as it takes with about as many buckets as there are entries: one, where
+    most keys are in use.
+    """
+    bits = 0
+    while end > 1 << bits:
+        bits += 1
+    at_once = 8
+    while at_once < 17 and len(order) > 1 << at_once:
+        at_once += 1
+    passes = (bits + at_once - 1) // at_once
+    for number in range(passes):
+        width = (bits + passes - 1) // passes
+        shift, mask = number * width, (1 << width) - 1
+        at = np.zeros((1 << width) + 1, np.int64)
+        for i in order:
+            at[((keys[i] >> shift) & mask) + 1] += 1
+        for bucket in range(1 << width):
+            at[bucket + 1] += at[bucket]
+        out = np.empty_like(order)
+        for i in order:
+            bucket = (keys[i] >> shift) & mask
+            out[at[bucket]] = i
+            at[bucket] += 1
+        order = out
+    return order
 
 
 @compiled
@@ -414,25 +460,24 @@ def increases(highs: Float64Array, lows: Float64Array, lasts: Float64Array, base
     return out
 
 
+@compiled
 def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -> Float64Array:
     """Divide double-double sums by counts, and correct the quotient by its remainder.
 
     Source: Dekker's division, A Floating-Point Technique for Extending the Available Precision, 1971.
     """
-    n = counts.astype(np.float64)
-    with np.errstate(all="ignore"):
-        quotient = highs / n
-        # The product quotient * n in two parts (Veltkamp's split), so that the remainder is exact.
-        split = quotient * 134_217_729.0
-        q_high = split - (split - quotient)
-        q_low = quotient - q_high
-        n_split = n * 134_217_729.0
-        n_high = n_split - (n_split - n)
-        n_low = n - n_high
+    out = np.empty(len(highs))
+    for i in range(len(highs)):
+        n = float(counts[i])
+        quotient = highs[i] / n
+        # The product quotient * n in two parts, so that the remainder is exact.
+        q_high, q_low = split_exactly(quotient)
+        n_high, n_low = split_exactly(n)
         product = quotient * n
         error = ((q_high * n_high - product) + q_high * n_low + q_low * n_high) + q_low * n_low
-        corrected = quotient + ((highs - product) - error + lows) / n
-    return np.where(np.isfinite(corrected), corrected, quotient)
+        corrected = quotient + ((highs[i] - product) - error + lows[i]) / n
+        out[i] = corrected if np.isfinite(corrected) else quotient
+    return out
 
 
 def stddev_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
