@@ -45,12 +45,15 @@ def window_runs(
     capacity = offsets[rows] - offsets[0] if rows > 0 else 0
     row_of, window_of = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     starts = np.empty(capacity + 1, np.int64)
-    runs = 0
+    runs, last = 0, len(edges_ms) - 2
     for row in range(rows):
-        end = -(2**62)
+        window, end = -1, -(2**62)
         for i in range(offsets[row], offsets[row + 1]):
             if timestamps_ms[i] >= end:
-                window = np.searchsorted(edges_ms, timestamps_ms[i], side="right") - 1
+                # Mostly it is the next window, or a row's first one the first.
+                window += 1
+                if window > last or timestamps_ms[i] < edges_ms[window] or timestamps_ms[i] >= edges_ms[window + 1]:
+                    window = np.searchsorted(edges_ms, timestamps_ms[i], side="right") - 1
                 end = edges_ms[window + 1]
                 row_of[runs], window_of[runs], starts[runs] = row, window, i
                 runs += 1
@@ -327,6 +330,27 @@ def _sort(part: Float64Array) -> None:
             part[j + 1] = part[j]
             j -= 1
         part[j + 1] = value
+
+
+@compiled
+def seldom_twice(times_ms: Int64Array) -> Int64Array:
+    """Return all that *times_ms* has, and little of it twice where it repeats stretches of rising times."""
+    out = np.empty(len(times_ms), np.int64)
+    known, begin, at = 0, 0, 0
+    for time_ms in times_ms:
+        if known and out[at] == time_ms:
+            continue
+        before_ms = out[at]
+        at += 1
+        if at >= known or out[at] != time_ms:
+            if known and out[begin] == time_ms:
+                at = begin
+                continue
+            if known and time_ms < before_ms:
+                begin = known
+            at, out[known] = known, time_ms
+            known += 1
+    return out[:known].copy()
 
 
 @compiled

@@ -22,6 +22,7 @@ from stream_app.aggregations import (
     Int64Array,
     cell_keys,
     radix_order,
+    seldom_twice,
     sum_counts,
     values_of_runs,
     window_runs,
@@ -461,7 +462,7 @@ def _joined(reduced: list[_Reduced], ranks: _Ranks) -> _Reduced:
 
 def _keys(cells: _Cells | _Reduced, ranks: _Ranks) -> tuple[Int64Array, int]:
     """Return numbers that rise as window, group and metric name do, and what they are all below."""
-    windows_ms = np.unique(cells.window_ms)
+    windows_ms = np.unique(seldom_twice(cells.window_ms))
     keys = cell_keys(windows_ms, ranks.group, ranks.metric, cells.window_ms, cells.group, cells.metric)
     return keys, len(windows_ms) * len(ranks.group) * len(ranks.metric)
 

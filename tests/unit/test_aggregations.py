@@ -1,4 +1,4 @@
-"""Cells are put into order without comparing them, and divided exactly."""
+"""Samples find their windows, cells their order without being compared, and means are exact."""
 
 from fractions import Fraction
 
@@ -6,7 +6,34 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stream_app.aggregations import cell_keys, mean_of_pairs, radix_order
+from stream_app.aggregations import cell_keys, mean_of_pairs, radix_order, seldom_twice, window_runs
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 299), max_size=12, unique=True).map(sorted), max_size=6),
+    st.sets(st.integers(1, 299), max_size=30),
+)
+@settings(max_examples=200, deadline=None)
+def test_runs_are_the_samples_of_one_row_and_window(rows, inner_edges):
+    """Whatever windows a row leaves out, and wherever it begins: a sample is in the one run of its row and window."""
+    stamps = np.array([stamp for row in rows for stamp in row], np.int64)
+    offsets = np.cumsum([0, *map(len, rows)])
+    edges = np.array([0, *sorted(inner_edges), 300], np.int64)
+    row, window, starts = window_runs(offsets, stamps, edges)
+    found = [tuple(pair) for pair in np.repeat(np.column_stack((row, window)), np.diff(starts), axis=0).tolist()]
+    expected = [(i, int(np.searchsorted(edges, t, side="right")) - 1) for i, row in enumerate(rows) for t in row]
+    assert found == expected
+    assert len(set(expected)) == len(row)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 9), st.integers(1, 4))))
+@settings(max_examples=200, deadline=None)
+def test_no_time_is_left_out(stretches):
+    """Stretches of rising times, repeated or not: all their times are kept, of one repeated stretch each once."""
+    times_ms = np.array([t for first, length, times in stretches for t in [*range(first, first + length)] * times])
+    assert set(seldom_twice(times_ms.astype(np.int64)).tolist()) == set(times_ms.tolist())
+    once = np.arange(3, 20)
+    assert seldom_twice(np.tile(once, 5)).tolist() == seldom_twice(np.repeat(once, 5)).tolist() == once.tolist()
 
 
 @st.composite
