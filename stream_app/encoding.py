@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import compress, pairwise
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -127,7 +127,7 @@ def _used(table: Sequence[_Entry], numbers: Int64Array) -> tuple[list[_Entry], I
     is_used = np.zeros(len(table), bool)
     is_used[numbers] = True
     places = np.cumsum(is_used) - 1
-    return list(compress(table, is_used.tolist())), places[numbers]
+    return [table[number] for number in np.flatnonzero(is_used).tolist()], places[numbers]
 
 
 def _rising(times_ms: Int64Array) -> tuple[Int64Array, Int64Array]:
