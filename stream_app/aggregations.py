@@ -336,17 +336,17 @@ def _sort(part: Float64Array) -> None:
 def seldom_twice(times_ms: Int64Array) -> Int64Array:
     """Return all that *times_ms* has, and little of it twice where it repeats stretches of rising times."""
     out = np.empty(len(times_ms), np.int64)
-    known, begin, at = 0, 0, 0
+    # How many are noted; the place of the newest time among them, and of the first one of its stretch.
+    known, at, begin = 0, 0, 0
     for time_ms in times_ms:
-        if known and out[at] == time_ms:
+        if known and time_ms == out[at]:
             continue
-        before_ms = out[at]
-        at += 1
-        if at >= known or out[at] != time_ms:
-            if known and out[begin] == time_ms:
-                at = begin
-                continue
-            if known and time_ms < before_ms:
+        if at + 1 < known and time_ms == out[at + 1]:
+            at += 1
+        elif known and time_ms == out[begin]:
+            at = begin
+        else:
+            if known and time_ms < out[at]:
                 begin = known
             at, out[known] = known, time_ms
             known += 1
@@ -395,7 +395,7 @@ def radix_order(keys: Int64Array, end: int, order: Int64Array) -> Int64Array:
     most keys are in use.
     """
     bits = 0
-    while end > 1 << bits:
+    while (end - 1) >> bits:
         bits += 1
     at_once = 8
     while at_once < 17 and len(order) > 1 << at_once:
