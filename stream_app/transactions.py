@@ -9,7 +9,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, failure, when_settled
+from ingestor.kafka import Cluster, client_config, failure, hand_over, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
 from stream_app.pipeline import Emission, Output
 
@@ -116,8 +116,9 @@ class Transactions:
             for output in emission.outputs:
                 if len(output.value) > MAX_LETTER_BYTES:
                     raise _too_large(output)
-                producer.produce(
-                    output.topic, output.value, output.key, partition, headers=list(output.headers) or None
+                headers = list(output.headers) or None
+                hand_over(
+                    producer, output.topic, output.value, output.key, partition, headers=headers, timeout_s=_TIMEOUT_S
                 )
             commit = TopicPartition(self._input_topic, partition, emission.offset, emission.metadata)
             producer.send_offsets_to_transaction([commit], group_metadata, _TIMEOUT_S)
