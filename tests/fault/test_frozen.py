@@ -20,7 +20,7 @@ from proxied_kafka import ProxiedKafka
 from supervised import Supervised
 
 from ingestor.core.time_range import floor_ms, iso
-from ingestor.kafka import _high_watermark, connect, partition_counts, stable_ends
+from ingestor.kafka import connect, high_watermarks, partition_counts, stable_ends
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
 from stream_app.view import View
@@ -112,7 +112,8 @@ def is_held_back(broker: ProxiedKafka, topic: str) -> bool:
     """Tell whether an open transaction holds readers of a topic back."""
     admin = connect(broker.cluster)
     stable = stable_ends(admin, topic, range(partition_counts(admin)[topic]))
-    return any(end < _high_watermark(broker.cluster, topic, partition) for partition, end in stable.items())
+    written = high_watermarks(admin, [(topic, partition) for partition in stable])
+    return any(end < written[topic, partition] for partition, end in stable.items())
 
 
 def assert_right(broker: ProxiedKafka, view: View, samples: pd.DataFrame, frozen: Supervised) -> None:
