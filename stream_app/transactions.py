@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -101,29 +104,40 @@ class Transactions:
             return Commit(first, "", first)
         return Commit(stored.offset, stored.metadata or "", first)
 
-    def write(self, partition: int, emission: Emission, group_metadata: bytes) -> None:
-        """Write an emission's records and commit its offset, both or neither.
+    def write(self, emissions: Sequence[tuple[int, Emission]], group_metadata: bytes) -> None:
+        """Write emissions' records, and commit each partition's last offset: all or nothing.
+
+        Args:
+            emissions: with their partitions; of one partition in their order.
+            group_metadata: of the assignment that their messages came in.
 
         Raises:
-            Superseded: this worker lost the partition; nothing was written.
+            Superseded: this worker lost the partitions; nothing was written.
             Fenced: another worker has the slot.
-            PublishError: a record is too large, or anything else; crash, for a retry of the offsets can hang
-                in the library.
+            PublishError: anything else; crash, for a retry of the offsets can hang in the library.
         """
         producer = self._producer
         try:
             producer.begin_transaction()
-            for output in emission.outputs:
-                if len(output.value) > MAX_LETTER_BYTES:
-                    raise _too_large(output)
-                producer.produce(
-                    output.topic, output.value, output.key, partition, headers=list(output.headers) or None
-                )
-            commit = TopicPartition(self._input_topic, partition, emission.offset, emission.metadata)
-            producer.send_offsets_to_transaction([commit], group_metadata, _TIMEOUT_S)
+            for partition, emission in emissions:
+                self._produce(partition, emission.outputs)
+            last = dict(emissions)
+            commits = [TopicPartition(self._input_topic, p, one.offset, one.metadata) for p, one in last.items()]
+            producer.send_offsets_to_transaction(commits, group_metadata, _TIMEOUT_S)
             producer.commit_transaction(_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
             self._give_up(error)
+
+    def _produce(self, partition: int, outputs: Sequence[Output]) -> None:
+        for (topic, has_headers), some in groupby(outputs, lambda output: (output.topic, bool(output.headers))):
+            if has_headers:
+                for output in some:
+                    self._producer.produce(topic, output.value, output.key, partition, headers=list(output.headers))
+                continue
+            batch: list[dict[str, Any]] = [{"value": output.value, "key": output.key} for output in some]
+            if self._producer.produce_batch(topic, batch, partition) < len(batch):
+                # It does not raise what single ones fail with.
+                raise KafkaException(next(message["_error"] for message in batch if "_error" in message))
 
     def refuse_other_holder(self, member_id: str) -> None:
         """Look whether another worker has the slot; where the group's coordinator does not tell, do nothing.
@@ -172,9 +186,16 @@ class Transactions:
         )
 
 
-def _too_large(output: Output) -> PublishError:
-    return PublishError(
-        f"the record of {(output.key or b'').decode()} for {output.topic} takes {len(output.value):,} bytes, more than "
-        f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under another "
-        "--topic-prefix)"
-    )
+def refuse_too_large(emission: Emission) -> None:
+    """See that Kafka takes all records of an emission.
+
+    Raises:
+        PublishError: one is too large.
+    """
+    for output in emission.outputs:
+        if len(output.value) > MAX_LETTER_BYTES:
+            raise PublishError(
+                f"the record of {(output.key or b'').decode()} for {output.topic} takes {len(output.value):,} bytes, "
+                f"more than {MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under "
+                "another --topic-prefix)"
+            )
