@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -84,13 +84,14 @@ def result_hash(names: Sequence[str], values: Float64Array, samples: int) -> int
     return hash((tuple(names), same.tobytes(), samples)) or 1
 
 
-def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> Iterator[tuple[bytes, bytes]]:
-    """Yield one message a (window, group) of ``cells[first:last]``, which begin and end with one.
+def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> tuple[list[bytes], list[bytes]]:
+    """Return key and value of one message a (window, group) of ``cells[first:last]``, which begin and end with one.
 
     Values are JSON as documented in DESIGN.md: NaN is null, infinities are "+Inf" and "-Inf".
     """
+    keys, encoded = list[bytes](), list[bytes]()
     if first == last:
-        return
+        return keys, encoded
     window_ms, group, value = cells.window_ms[first:last], cells.group[first:last], cells.value[first:last]
     starts = record_starts(cells, first, last)
     bounds = [*starts.tolist(), last - first]
@@ -132,4 +133,6 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
             del record["pod"]
         if missing:
             record["incomplete"] = missing
-        yield record_key(who.namespace, who.pod, who.service), orjson.dumps(record)
+        keys.append(record_key(who.namespace, who.pod, who.service))
+        encoded.append(orjson.dumps(record))
+    return keys, encoded

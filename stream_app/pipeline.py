@@ -67,6 +67,19 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Records for one sink topic, in order: thousands of small objects would cost more than what they hold."""
+
+    topic: str
+    keys: list[bytes]
+    values: list[bytes]
+    """Of each record."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class Unreadable:
     """A message that does not follow the contract."""
 
@@ -80,7 +93,9 @@ class Unreadable:
 class Emission:
     """What must be written in one transaction: records, and the commit that they stand for."""
 
-    outputs: list[Output]
+    records: Sequence[Batch]
+    letters: Sequence[Output]
+    """Dead letters."""
     offset: int
     """Where a restart replays from."""
     metadata: str
@@ -88,6 +103,12 @@ class Emission:
     """A job ended here: commit even where there are no records."""
     window_ends_ms: Sequence[int] = ()
     """Of the windows that it closes; a recheck closes none."""
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All messages, one by one."""
+        records = (Output(b.topic, *pair) for b in self.records for pair in zip(b.keys, b.values, strict=True))
+        return [*records, *self.letters]
 
 
 class _Pending(NamedTuple):
@@ -288,7 +309,7 @@ class Pipeline:
         if message.header is not None:
             self._mark(offset, message.header)
         # Below what the commit has read, it is a dead letter already.
-        return [self._emission([message.letter], final=True)] if offset >= self._read_to else []
+        return [self._emission(letters=[message.letter], final=True)] if offset >= self._read_to else []
 
     def _mark(self, offset: int, header: Header) -> None:
         """Note what is lost with a message that cannot be read.
@@ -395,10 +416,12 @@ class Pipeline:
         cuts = _cuts(cells_of_all, job.emitted_to_ms, before_ms)
         emissions = []
         for start_ms, end_ms in zip([job.emitted_to_ms, *cuts[:-1]], cuts, strict=True):
-            outputs: list[Output] = []
-            for group_by, cells in zip(self._view.group_by, closed, strict=True):
-                if cells is not None:
-                    outputs += self._outputs(name, job, group_by, cells, start_ms, end_ms)
+            records = [
+                batch
+                for group_by, cells in zip(self._view.group_by, closed, strict=True)
+                if cells is not None
+                if len(batch := self._records(name, job, group_by, cells, start_ms, end_ms))
+            ]
             job.emitted_to_ms = end_ms
             for other in self._jobs.values():
                 if other.recheck == name:
@@ -412,7 +435,7 @@ class Pipeline:
             # A recheck comes late on purpose: it closes nothing.
             mine = [] if job.is_recheck else cells_of_all
             ends_ms = _window_ends_ms(mine, start_ms, end_ms, self._view.chunk_size)
-            emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
+            emissions.append(self._emission(records, final=ended, window_ends_ms=ends_ms))
         return emissions
 
     def _remember(self, name: str, job: _Job, closed: list[Closed | None]) -> None:
@@ -437,17 +460,17 @@ class Pipeline:
             for who, window_ms in zip(groups, cells.window_ms[starts].tolist(), strict=True)
         ]
 
-    def _outputs(
-        self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int
-    ) -> list[Output]:
+    def _records(self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int) -> Batch:
         first, last = map(int, np.searchsorted(cells.window_ms, [start_ms, end_ms]))
         context = self._context(name, job)
         news = self._news(name, job, group_by, cells, first, last, context)
-        if news is not None and not any(news):
-            return []
         topic = self._view.topics.sink(group_by)
-        outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
-        return outputs if news is None else list(compress(outputs, news))
+        if news is not None and not any(news):
+            return Batch(topic, [], [])
+        keys, values = encode_records(cells, first, last, context)
+        if news is None:
+            return Batch(topic, keys, values)
+        return Batch(topic, list(compress(keys, news)), list(compress(values, news)))
 
     def _context(self, name: str, job: _Job) -> RecordContext:
         return RecordContext(
@@ -490,12 +513,19 @@ class Pipeline:
             for before in (known.get(identity),)
         ]
 
-    def _emission(self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = ()) -> Emission:
-        return Emission(outputs, self.low, self._metadata(), final, window_ends_ms)
+    def _emission(
+        self,
+        records: Sequence[Batch] = (),
+        letters: Sequence[Output] = (),
+        *,
+        final: bool,
+        window_ends_ms: Sequence[int] = (),
+    ) -> Emission:
+        return Emission(records, letters, self.low, self._metadata(), final, window_ends_ms)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""
-        return self._emission([], final=False)
+        return self._emission(final=False)
 
     def _metadata(self) -> str:
         jobs = {name: job.to_metadata() for name, job in self._jobs.items()}
