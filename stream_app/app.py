@@ -33,6 +33,7 @@ from stream_app.pipeline import Emission, Pipeline, Unreadable
 from stream_app.telemetry import Telemetry
 from stream_app.transactions import Commit, Transactions, instance_id, refuse_too_large
 from stream_app.view import View
+from stream_app.warm_up import warm_up
 from stream_app.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -120,10 +121,13 @@ class Worker:
             IngestorError: something failed; nothing half-done was committed.
         """
         self._loop = asyncio.get_running_loop()
+        # Both wait for the brokers most of the time.
+        loading = asyncio.create_task(asyncio.to_thread(warm_up, self._view))
         await asyncio.to_thread(self._transactions.start)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
+        await loading
         on_ready()
         looks = asyncio.create_task(self._look_at_ends()) if self._is_watched else None
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
@@ -271,19 +275,23 @@ class Worker:
         while waiting:
             await self._commits.room()
             async with self._lock:
-                if self._stopping or self._is_superseded or assignment != self._assignment:
+                if self._is_over(assignment):
                     return
                 membership = group_metadata(self.app, waiting[0].generation_id or 0)
                 for message in waiting:
                     await self._restore(message.partition)
                 fed, error = await asyncio.to_thread(self._fed, waiting, dict(self._pipelines))
-                if self._is_superseded or assignment != self._assignment:
+                if self._is_over(assignment):
                     return
                 for one in fed:
                     self._take(one, membership)
                 if error is not None:
                     raise error
             waiting = waiting[len(fed) :]
+
+    def _is_over(self, assignment: int) -> bool:
+        """Tell whether messages of *assignment* count for nothing any more."""
+        return self._stopping or self._is_superseded or assignment != self._assignment
 
     async def _restore(self, partition: int) -> None:
         if partition not in self._pipelines:
@@ -322,7 +330,7 @@ class Worker:
         if not emissions and pipeline.low - reached >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
-            if emission.outputs or emission.final or emission.offset - reached >= _COMMIT_EVERY:
+            if emission.records or emission.letters or emission.final or emission.offset - reached >= _COMMIT_EVERY:
                 refuse_too_large(emission)
                 reached = emission.offset
                 kept.append(emission)

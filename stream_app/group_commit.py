@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from stream_app.pipeline import EMISSION_RECORDS, Emission, Pipeline
 from stream_app.telemetry import Telemetry
@@ -33,6 +34,7 @@ class _Waiting:
     pipeline: Pipeline
     emission: Emission
     membership: bytes
+    messages: int
     size_bytes: int
     handled: int | None = None
     """The message up to which all is done with it, so far as that is known."""
@@ -59,7 +61,7 @@ class GroupCommit:
         self._telemetry = telemetry
         self._superseded, self._failed = superseded, failed
         self._gathered: deque[_Waiting] = deque()
-        self._records = self._bytes = 0
+        self._messages = self._bytes = 0
         self._last: dict[int, _Waiting] = {}
         self._room = asyncio.Event()
         self._room.set()
@@ -86,8 +88,9 @@ class GroupCommit:
         """
         if self._has_failed:
             return
-        size_bytes = sum(len(output.value) for output in emission.outputs)
-        waiting = _Waiting(partition, pipeline, emission, membership, size_bytes)
+        values = [*chain.from_iterable(batch.values for batch in emission.records)]
+        values += [letter.value for letter in emission.letters]
+        waiting = _Waiting(partition, pipeline, emission, membership, len(values), sum(map(len, values)))
         self._gathered.append(waiting)
         self._last[partition] = waiting
         self._count(1, waiting)
@@ -114,13 +117,13 @@ class GroupCommit:
     def _forget(self) -> None:
         self._gathered.clear()
         self._last.clear()
-        self._records = self._bytes = 0
+        self._messages = self._bytes = 0
         self._room.set()
 
     def _count(self, sign: int, waiting: _Waiting) -> None:
-        self._records += sign * len(waiting.emission.outputs)
+        self._messages += sign * waiting.messages
         self._bytes += sign * waiting.size_bytes
-        if self._records < EMISSION_RECORDS and self._bytes < MOST_BYTES:
+        if self._messages < EMISSION_RECORDS and self._bytes < MOST_BYTES:
             self._room.set()
         else:
             self._room.clear()
@@ -144,11 +147,11 @@ class GroupCommit:
         """Take what fits into one transaction; an assignment's emissions are never mixed with another's."""
         first = self._gathered[0]
         taken: list[_Waiting] = []
-        records = size = 0
+        messages = size = 0
         while self._gathered and self._gathered[0].membership == first.membership:
             waiting = self._gathered[0]
-            records, size = records + len(waiting.emission.outputs), size + waiting.size_bytes
-            if taken and (records > EMISSION_RECORDS or size > MOST_BYTES):
+            messages, size = messages + waiting.messages, size + waiting.size_bytes
+            if taken and (messages > EMISSION_RECORDS or size > MOST_BYTES):
                 break
             self._count(-1, waiting)
             taken.append(self._gathered.popleft())
@@ -165,12 +168,6 @@ class GroupCommit:
             if self._last.get(one.partition) is one:
                 del self._last[one.partition]
             # A dead letter was told of when it was found.
-            if not any(output.reason for output in one.emission.outputs):
-                log.info(
-                    "windows emitted",
-                    extra={
-                        "partition": one.partition,
-                        "records": len(one.emission.outputs),
-                        "offset": one.emission.offset,
-                    },
-                )
+            if not one.emission.letters:
+                told = {"partition": one.partition, "records": one.messages, "offset": one.emission.offset}
+                log.info("windows emitted", extra=told)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -174,12 +172,11 @@ class Telemetry(Exposed):
     def committed(self, emissions: Sequence[Emission], began: float) -> None:
         """Count what the transaction has brought that *began* then and is committed now."""
         self._commit_seconds.observe(self.clock() - began)
-        outputs = (output for emission in emissions for output in emission.outputs)
-        for (topic, reason), number in Counter(map(attrgetter("topic", "reason"), outputs)).items():
-            if reason:
-                self._dead_letters.labels(reason).inc(number)
-            else:
-                self._records.labels(topic).inc(number)
+        for emission in emissions:
+            for batch in emission.records:
+                self._records.labels(batch.topic).inc(len(batch))
+            for letter in emission.letters:
+                self._dead_letters.labels(letter.reason).inc()
         ends_ms = [end_ms for emission in emissions for end_ms in emission.window_ends_ms]
         self._windows_closed.inc(len(ends_ms))
         self._delays.observe(ends_ms, self._unix_s())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import groupby
-from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -14,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.kafka import Cluster, client_config, failure, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
-from stream_app.pipeline import Emission, Output
+from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
@@ -120,7 +118,7 @@ class Transactions:
         try:
             producer.begin_transaction()
             for partition, emission in emissions:
-                self._produce(partition, emission.outputs)
+                self._produce(partition, emission)
             last = dict(emissions)
             commits = [TopicPartition(self._input_topic, p, one.offset, one.metadata) for p, one in last.items()]
             producer.send_offsets_to_transaction(commits, group_metadata, _TIMEOUT_S)
@@ -128,16 +126,15 @@ class Transactions:
         except (KafkaException, BufferError) as error:
             self._give_up(error)
 
-    def _produce(self, partition: int, outputs: Sequence[Output]) -> None:
-        for (topic, has_headers), some in groupby(outputs, lambda output: (output.topic, bool(output.headers))):
-            if has_headers:
-                for output in some:
-                    self._producer.produce(topic, output.value, output.key, partition, headers=list(output.headers))
-                continue
-            batch: list[dict[str, Any]] = [{"value": output.value, "key": output.key} for output in some]
-            if self._producer.produce_batch(topic, batch, partition) < len(batch):
-                # It does not raise what single ones fail with.
-                raise KafkaException(next(message["_error"] for message in batch if "_error" in message))
+    def _produce(self, partition: int, emission: Emission) -> None:
+        for batch in emission.records:
+            # A call a batch, which takes no headers.
+            messages = [{"key": key, "value": value} for key, value in zip(batch.keys, batch.values, strict=True)]
+            if self._producer.produce_batch(batch.topic, messages, partition) < len(messages):
+                # What single ones fail with is not raised.
+                raise KafkaException(next(message["_error"] for message in messages if "_error" in message))
+        for letter in emission.letters:
+            self._producer.produce(letter.topic, letter.value, letter.key, partition, headers=list(letter.headers))
 
     def refuse_other_holder(self, member_id: str) -> None:
         """Look whether another worker has the slot; where the group's coordinator does not tell, do nothing.
@@ -192,10 +189,11 @@ def refuse_too_large(emission: Emission) -> None:
     Raises:
         PublishError: one is too large.
     """
-    for output in emission.outputs:
-        if len(output.value) > MAX_LETTER_BYTES:
-            raise PublishError(
-                f"the record of {(output.key or b'').decode()} for {output.topic} takes {len(output.value):,} bytes, "
-                f"more than {MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under "
-                "another --topic-prefix)"
-            )
+    for batch in emission.records:
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            if len(value) > MAX_LETTER_BYTES:
+                raise PublishError(
+                    f"the record of {key.decode()} for {batch.topic} takes {len(value):,} bytes, more than "
+                    f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under "
+                    "another --topic-prefix)"
+                )
