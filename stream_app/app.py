@@ -312,13 +312,12 @@ class Worker:
             try:
                 item = self._decoded(message)
                 emissions = self._worth_writing(message.partition, pipeline, pipeline.feed(message.offset, item))
-                self._check_held(pipelines)
             except Exception as error:  # noqa: BLE001 - raised by the caller, once what came before is on its way
                 return fed, error
             fed.append(_Fed(message, pipeline, item, self._telemetry.clock() - began, emissions))
             if emissions:
                 break
-        return fed, None
+        return fed, self._held_too_much(pipelines)
 
     def _worth_writing(self, partition: int, pipeline: Pipeline, emissions: list[Emission]) -> list[Emission]:
         """Return what is written of *emissions*; where there are none, a commit when it is time for one.
@@ -411,19 +410,16 @@ class Worker:
             )
             return Unreadable(header, letter)
 
-    def _check_held(self, pipelines: Mapping[int, Pipeline]) -> None:
-        """See that memory is enough for the values of open windows.
-
-        Raises:
-            ConfigError: it may not be.
-        """
+    def _held_too_much(self, pipelines: Mapping[int, Pipeline]) -> ConfigError | None:
+        """Return what to raise where memory may not be enough for the values of open windows."""
         held, most = sum(pipeline.held_values for pipeline in pipelines.values()), self._settings.max_held_values
-        if held > most:
-            raise ConfigError(
-                f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
-                f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
-                "more workers, or allow more where there is memory (up to 30 bytes each)"
-            )
+        if held <= most:
+            return None
+        return ConfigError(
+            f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
+            f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
+            "more workers, or allow more where there is memory (up to 30 bytes each)"
+        )
 
     async def _look_at_ends(self) -> None:
         """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""
