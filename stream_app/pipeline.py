@@ -20,7 +20,6 @@ import numpy as np
 import orjson
 
 from ingestor.core.chunk import LOOKBACK_MS, Header, Int64Array, Marker, RangeChunk, Refused
-from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, IngestorError
 from stream_app.encoding import RecordContext, encode_records, record_results, record_starts
 from stream_app.methods import GroupBy
@@ -413,7 +412,8 @@ class Pipeline:
         if before_ms <= job.emitted_to_ms:
             return []
         cells_of_all = [cells for cells in closed if cells is not None]
-        cuts = _cuts(cells_of_all, job.emitted_to_ms, before_ms)
+        windows_ms = _windows_of_records_ms(cells_of_all)
+        cuts = _cuts(windows_ms, job.emitted_to_ms, before_ms)
         emissions = []
         for start_ms, end_ms in zip([job.emitted_to_ms, *cuts[:-1]], cuts, strict=True):
             records = [
@@ -432,9 +432,10 @@ class Pipeline:
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
                 self._ended.add(name)
+            first, last = np.searchsorted(windows_ms, [start_ms, end_ms])
             # A recheck comes late on purpose: it closes nothing.
-            mine = [] if job.is_recheck else cells_of_all
-            ends_ms = _window_ends_ms(mine, start_ms, end_ms, self._view.chunk_size)
+            starts_ms = np.unique(windows_ms[first : first if job.is_recheck else last])
+            ends_ms: list[int] = self._view.chunk_size.ends_ms(starts_ms).tolist()
             emissions.append(self._emission(records, final=ended, window_ends_ms=ends_ms))
         return emissions
 
@@ -615,19 +616,14 @@ def refuse_other_view(view: View, metadata: str) -> None:
         )
 
 
-def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:
+def _windows_of_records_ms(closed: list[Closed]) -> Int64Array:
+    """Return where the window of each record starts, rising."""
+    windows = [cells.window_ms[record_starts(cells, 0, len(cells))] for cells in closed]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *windows]))
+
+
+def _cuts(windows_ms: Int64Array, from_ms: int, before_ms: int) -> list[int]:
     """Return where emissions end: at window starts about EMISSION_RECORDS apart, and *before_ms* at last."""
-    if not closed:
-        return [before_ms]
-    windows = np.sort(np.concatenate([c.window_ms[record_starts(c, 0, len(c))] for c in closed]))
-    windows = windows[windows >= from_ms]
+    windows = windows_ms[np.searchsorted(windows_ms, from_ms) :]
     cuts = np.unique(windows[EMISSION_RECORDS::EMISSION_RECORDS])
     return [*cuts[cuts > windows[:1]].tolist(), before_ms]
-
-
-def _window_ends_ms(closed: list[Closed], from_ms: int, before_ms: int, chunk_size: ChunkSize) -> list[int]:
-    """Return the ends of the windows in [from_ms, before_ms) that have cells."""
-    starts = np.unique(np.concatenate([c.window_ms for c in closed] or [np.empty(0, np.int64)]))
-    starts = starts[(starts >= from_ms) & (starts < before_ms)]
-    ends: list[int] = chunk_size.ends_ms(starts).tolist()
-    return ends
