@@ -93,8 +93,8 @@ class Worker:
         )
         self._commits = GroupCommit(self._written, telemetry, self._superseded, self._fail)
         self._pipelines: dict[int, Pipeline] = {}
+        # Another number after each revoke: what was taken out of the buffer before it is let go.
         self._assignment = 0
-        """Another number after each: what was taken out of the buffer before is let go."""
         self._is_superseded = False
         self._member_id = ""
         # Held while messages are fed: what changes the pipelines waits for that.
@@ -121,7 +121,7 @@ class Worker:
             IngestorError: something failed; nothing half-done was committed.
         """
         self._loop = asyncio.get_running_loop()
-        # Both wait for the brokers most of the time.
+        # Joining the group is mostly waiting.
         loading = asyncio.create_task(asyncio.to_thread(warm_up, self._view))
         await asyncio.to_thread(self._transactions.start)
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -280,6 +280,8 @@ class Worker:
                 membership = group_metadata(self.app, waiting[0].generation_id or 0)
                 for message in waiting:
                     await self._restore(message.partition)
+                if self._is_over(assignment):
+                    return
                 fed, error = await asyncio.to_thread(self._fed, waiting, dict(self._pipelines))
                 if self._is_over(assignment):
                     return
