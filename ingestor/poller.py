@@ -569,6 +569,9 @@ class Poller:
         if packed is None or self.stop.is_set():
             # A range that was being read when the stop came may be cut short.
             return
+        if lane.position.end_ms is not None:
+            # While this one is published; a live job would ask the backend for its clock once more.
+            lane.fill()
         placed = work.placements.unwritten()
         position = replace(lane.position, samples_per_s=self._rate(packed.samples))
         committing = time.monotonic()
