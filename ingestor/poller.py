@@ -487,7 +487,8 @@ class Poller:
 
     def _publish_job(self, work: _Work, position: Position) -> None:
         """Publish a job, and beside a live one its recheck, until its end or *stop*."""
-        length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
+        # Half at first: whoever waits for the first range has the sooner something to do.
+        length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples // 2)
         if position.end_ms is not None:
             end_ms = position.end_ms
             main = self._lane(work, position, lambda: end_ms, length_ms)

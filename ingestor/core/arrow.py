@@ -33,9 +33,10 @@ def as_array(of_column: pa.Array) -> npt.NDArray[Any]:
 
 def texts(values: Sequence[str]) -> pa.StringArray:
     """Return a column of strings."""
-    encoded = [value.encode() for value in values]
-    offsets = pa.py_buffer(_offsets(list(map(len, encoded))))
-    return pa.StringArray.from_buffers(len(encoded), offsets, pa.py_buffer(b"".join(encoded)))
+    joined = "".join(values)
+    # Nearly all names and labels are ASCII, whose bytes are as many as their characters.
+    lengths = list(map(len, values if joined.isascii() else (value.encode() for value in values)))
+    return pa.StringArray.from_buffers(len(values), pa.py_buffer(_offsets(lengths)), pa.py_buffer(joined.encode()))
 
 
 def maps(rows: Sequence[Sequence[tuple[str, str]]]) -> pa.MapArray:
