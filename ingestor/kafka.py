@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -410,7 +410,7 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
     consumer = consumer_to_end(cluster, topic)
     try:
         at = TopicPartition(topic, partition, 0)
-        end = _high_watermark(cluster, topic, partition)
+        end = _settled_watermarks(cluster, topic, [partition])[partition]
         consumer.assign([at])
         deadline = time.monotonic() + _READ_TO_END_S
         while end > 0:
@@ -438,18 +438,28 @@ def read_to_end(cluster: Cluster, topic: str, partition: int = 0) -> Iterator[Me
         consumer.close()
 
 
-def _high_watermark(cluster: Cluster, topic: str, partition: int) -> int:
-    """Return the offset behind the last message, committed or not."""
-    admin = AdminClient(client_config(cluster))
-    at, latest = TopicPartition(topic, partition), OffsetSpec.latest()  # type: ignore[no-untyped-call]
+def high_watermarks(admin: AdminClient, places: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """Return the offsets behind all that topics' partitions hold as of now, with what cannot be read yet.
 
-    def ask() -> int:
-        futures = admin.list_offsets(
-            {at: latest}, isolation_level=IsolationLevel.READ_UNCOMMITTED, request_timeout=CONNECT_TIMEOUT_S
-        )
-        return int(futures[at].result().offset)
+    A commit is answered before its end stands in every partition, and an open transaction
+    hides what others have committed behind it: who wants all that is committed by now
+    waits until both can be read.
 
-    return when_settled(ask)
+    Raises:
+        KafkaException: the broker does not answer.
+    """
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    futures = admin.list_offsets(
+        {TopicPartition(topic, partition): latest for topic, partition in places},
+        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        request_timeout=CONNECT_TIMEOUT_S,
+    )
+    return {(at.topic, at.partition): int(future.result().offset) for at, future in futures.items()}
+
+
+def _settled_watermarks(cluster: Cluster, topic: str, partitions: Iterable[int]) -> dict[int, int]:
+    admin, places = AdminClient(client_config(cluster)), [(topic, partition) for partition in partitions]
+    return {partition: end for (_, partition), end in when_settled(lambda: high_watermarks(admin, places)).items()}
 
 
 def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
@@ -484,10 +494,12 @@ def latest_by_key(cluster: Cluster, topic: str) -> Mapping[bytes, bytes]:
 
 
 def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool:
-    """Tell whether a partition has committed messages at or behind its offset in *offsets*.
+    """Tell whether a partition has committed messages at or behind its offset in *offsets*, or may have them soon.
 
     Known from the messages, not from offsets: what ends a transaction takes an offset and is no message.
+    Behind an open transaction there may be messages that are committed and cannot be read yet.
     """
+    written_to = _settled_watermarks(cluster, topic, offsets)
     consumer = consumer_to_end(cluster, topic)
     try:
         consumer.assign([TopicPartition(topic, partition, offset) for partition, offset in offsets.items()])
@@ -499,7 +511,10 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
                 return True
             if not is_end(error):
                 raise failure(error, f"{topic} cannot be read")
-            ended.add(message.partition() or 0)
+            number, at = message.partition() or 0, message.offset() or 0
+            if at < written_to[number]:
+                return True
+            ended.add(number)
         return False
     finally:
         consumer.close()

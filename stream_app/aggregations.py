@@ -22,12 +22,12 @@ Float64Array = npt.NDArray[np.float64]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
-def _compiled(function: _Function) -> _Function:
+def compiled(function: _Function) -> _Function:
     """Compile at the first call, keep the machine code on disk, run without the GIL."""
     return cast(_Function, numba.njit(cache=True, nogil=True, error_model="numpy")(function))
 
 
-@_compiled
+@compiled
 def window_runs(
     offsets: Int64Array, timestamps_ms: Int64Array, edges_ms: Int64Array
 ) -> tuple[Int32Array, Int32Array, Int64Array]:
@@ -45,12 +45,15 @@ def window_runs(
     capacity = offsets[rows] - offsets[0] if rows > 0 else 0
     row_of, window_of = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
     starts = np.empty(capacity + 1, np.int64)
-    runs = 0
+    runs, last = 0, len(edges_ms) - 2
     for row in range(rows):
-        end = -(2**62)
+        window, end = -1, -(2**62)
         for i in range(offsets[row], offsets[row + 1]):
             if timestamps_ms[i] >= end:
-                window = np.searchsorted(edges_ms, timestamps_ms[i], side="right") - 1
+                # Mostly it is the next window, or a row's first one the first.
+                window += 1
+                if window > last or timestamps_ms[i] < edges_ms[window] or timestamps_ms[i] >= edges_ms[window + 1]:
+                    window = np.searchsorted(edges_ms, timestamps_ms[i], side="right") - 1
                 end = edges_ms[window + 1]
                 row_of[runs], window_of[runs], starts[runs] = row, window, i
                 runs += 1
@@ -58,7 +61,7 @@ def window_runs(
     return row_of[:runs].copy(), window_of[:runs].copy(), starts[: runs + 1].copy()
 
 
-@_compiled
+@compiled
 def add_exactly(high: float, low: float, value: float) -> tuple[float, float]:
     """Add *value* to the double-double number *high* + *low*.
 
@@ -74,7 +77,7 @@ def add_exactly(high: float, low: float, value: float) -> tuple[float, float]:
     return high, low - (high - total)
 
 
-@_compiled
+@compiled
 def sum_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return each run's sum as double-double numbers: high and low parts, shape (runs,)."""
     runs = len(starts) - 1
@@ -87,7 +90,7 @@ def sum_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Fl
     return highs, lows
 
 
-@_compiled
+@compiled
 def sum_pairs(
     order: Int64Array, starts: Int64Array, highs: Float64Array, lows: Float64Array
 ) -> tuple[Float64Array, Float64Array]:
@@ -104,7 +107,7 @@ def sum_pairs(
     return out_highs, out_lows
 
 
-@_compiled
+@compiled
 def split_exactly(value: float) -> tuple[float, float]:
     """Cut *value* into two parts of at most 26 bits each.
 
@@ -115,7 +118,7 @@ def split_exactly(value: float) -> tuple[float, float]:
     return head, value - head
 
 
-@_compiled
+@compiled
 def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[float, float]:
     """Add *a* times *b* to the double-double number *high* + *low*.
 
@@ -132,7 +135,7 @@ def add_product_exactly(high: float, low: float, a: float, b: float) -> tuple[fl
     return add_exactly(high, low, rest) if np.isfinite(high) and np.isfinite(rest) else (high, low)
 
 
-@_compiled
+@compiled
 def subtract_exactly(a: float, b: float) -> tuple[float, float]:
     """Return *a* - *b* as a double-double number."""
     difference = a - b
@@ -142,7 +145,7 @@ def subtract_exactly(a: float, b: float) -> tuple[float, float]:
     return difference, (a - (difference - part)) + (-b - part)
 
 
-@_compiled
+@compiled
 def moment_runs(
     starts: Int64Array, values: Float64Array
 ) -> tuple[Float64Array, Float64Array, Float64Array, Float64Array, Float64Array]:
@@ -172,7 +175,7 @@ def moment_runs(
     return pivots, highs, lows, square_highs, square_lows
 
 
-@_compiled
+@compiled
 def merge_moments(
     order: Int64Array,
     starts: Int64Array,
@@ -217,7 +220,7 @@ def merge_moments(
     return out_pivots, out_highs, out_lows, out_square_highs, out_square_lows
 
 
-@_compiled
+@compiled
 def stddev_of_sums(
     highs: Float64Array, lows: Float64Array, square_highs: Float64Array, square_lows: Float64Array, counts: Int64Array
 ) -> Float64Array:
@@ -236,7 +239,7 @@ def stddev_of_sums(
     return out
 
 
-@_compiled
+@compiled
 def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int64Array:
     """Add up *counts* over each group ``order[starts[g]:starts[g + 1]]``."""
     out = np.zeros(len(starts) - 1, np.int64)
@@ -246,7 +249,7 @@ def sum_counts(order: Int64Array, starts: Int64Array, counts: Int64Array) -> Int
     return out
 
 
-@_compiled
+@compiled
 def gather_runs(values: Float64Array, begins: Int64Array, counts: Int64Array, order: Int64Array) -> Float64Array:
     """Lay the runs ``values[begins[r]:begins[r] + counts[r]]`` one behind the other, in *order*."""
     total = 0
@@ -262,7 +265,7 @@ def gather_runs(values: Float64Array, begins: Int64Array, counts: Int64Array, or
     return out
 
 
-@_compiled
+@compiled
 def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     """Return each run's median (the mean of the middle two of an even number); NaN where a sample is NaN.
 
@@ -286,7 +289,7 @@ def median_runs(starts: Int64Array, values: Float64Array) -> Float64Array:
     return out
 
 
-@_compiled
+@compiled
 def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> Float64Array:
     """Return each run's quantile, between the two nearest values linearly; NaN where a sample is NaN.
 
@@ -313,7 +316,7 @@ def quantile_runs(starts: Int64Array, values: Float64Array, quantile: float) -> 
     return out
 
 
-@_compiled
+@compiled
 def _sort(part: Float64Array) -> None:
     """Sort in place, NaN last. Windows are small: insertion beats the general sort below 32 values."""
     n = len(part)
@@ -329,26 +332,93 @@ def _sort(part: Float64Array) -> None:
         part[j + 1] = value
 
 
-@_compiled
-def counting_order(keys: Int64Array, buckets: int, order: Int64Array) -> Int64Array:
-    """Return *order* sorted stably by ``keys[order]``, which lie in [0, buckets).
+@compiled
+def seldom_twice(times_ms: Int64Array) -> Int64Array:
+    """Return all that *times_ms* has, and little of it twice where it repeats stretches of rising times."""
+    out = np.empty(len(times_ms), np.int64)
+    # How many are noted; the place of the newest time among them, and of the first one of its stretch.
+    known, at, begin = 0, 0, 0
+    for time_ms in times_ms:
+        if known and time_ms == out[at]:
+            continue
+        if at + 1 < known and time_ms == out[at + 1]:
+            at += 1
+        elif known and time_ms == out[begin]:
+            at = begin
+        else:
+            if known and time_ms < out[at]:
+                begin = known
+            at, out[known] = known, time_ms
+            known += 1
+    return out[:known].copy()
 
-    One pass of a radix sort: applied from the least to the most significant key,
-    n entries are in order after O(n) steps.
+
+@compiled
+def cell_keys(
+    windows_ms: Int64Array,
+    group_ranks: Int64Array,
+    metric_ranks: Int64Array,
+    window_ms: Int64Array,
+    group: Int64Array,
+    metric: Int64Array,
+) -> Int64Array:
+    """Return a number for each entry that rises as window, rank of the group and rank of the metric do.
+
+    Args:
+        windows_ms: the distinct values of *window_ms*, rising.
+        group_ranks: of each group, its place in order.
+        metric_ranks: of each metric.
+        window_ms: of each entry, shape (n,).
+        group: number of each entry's group.
+        metric: number of each entry's metric.
+
+    Returns:
+        Shape (n,), all below the product of the lengths of the first three.
     """
-    at = np.zeros(buckets + 1, np.int64)
-    for i in order:
-        at[keys[i] + 1] += 1
-    for bucket in range(buckets):
-        at[bucket + 1] += at[bucket]
-    out = np.empty_like(order)
-    for i in order:
-        out[at[keys[i]]] = i
-        at[keys[i]] += 1
+    out = np.empty(len(window_ms), np.int64)
+    window = 0
+    for i in range(len(out)):
+        if windows_ms[window] != window_ms[i]:
+            # Entries come series by series: mostly it is the next one.
+            window += 1
+            if window == len(windows_ms) or windows_ms[window] != window_ms[i]:
+                window = np.searchsorted(windows_ms, window_ms[i])
+        out[i] = (window * len(group_ranks) + group_ranks[group[i]]) * len(metric_ranks) + metric_ranks[metric[i]]
     return out
 
 
-@_compiled
+@compiled
+def radix_order(keys: Int64Array, end: int, order: Int64Array) -> Int64Array:
+    """Return *order* sorted stably by ``keys[order]``, which lie in [0, end).
+
+    As many passes of a counting sort as it takes with about as many buckets as there are entries: one, where
+    most keys are in use.
+    """
+    bits = 0
+    while (end - 1) >> bits:
+        bits += 1
+    at_once = 8
+    while at_once < 17 and len(order) > 1 << at_once:
+        at_once += 1
+    passes = (bits + at_once - 1) // at_once
+    for number in range(passes):
+        width = (bits + passes - 1) // passes
+        shift, mask = number * width, (1 << width) - 1
+        at = np.zeros((1 << width) + 1, np.int64)
+        for i in order:
+            at[((keys[i] >> shift) & mask) + 1] += 1
+        for bucket in range(1 << width):
+            at[bucket + 1] += at[bucket]
+        out = np.empty_like(order)
+        for i in order:
+            bucket = (keys[i] >> shift) & mask
+            out[at[bucket]] = i
+            at[bucket] += 1
+        order = out
+    return order
+
+
+@compiled
 def reset_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, Float64Array]:
     """Return what each run of a counter had counted before its resets, as double-double numbers, shape (runs,).
 
@@ -366,7 +436,7 @@ def reset_runs(starts: Int64Array, values: Float64Array) -> tuple[Float64Array, 
     return highs, lows
 
 
-@_compiled
+@compiled
 def merge_resets(
     order: Int64Array,
     starts: Int64Array,
@@ -403,7 +473,7 @@ def merge_resets(
     return out_highs, out_lows
 
 
-@_compiled
+@compiled
 def increases(highs: Float64Array, lows: Float64Array, lasts: Float64Array, bases: Float64Array) -> Float64Array:
     """Return last - base + (what was counted before resets), rounded once, shape (n,)."""
     out = np.empty(len(lasts))
@@ -414,25 +484,24 @@ def increases(highs: Float64Array, lows: Float64Array, lasts: Float64Array, base
     return out
 
 
+@compiled
 def mean_of_pairs(highs: Float64Array, lows: Float64Array, counts: Int64Array) -> Float64Array:
     """Divide double-double sums by counts, and correct the quotient by its remainder.
 
     Source: Dekker's division, A Floating-Point Technique for Extending the Available Precision, 1971.
     """
-    n = counts.astype(np.float64)
-    with np.errstate(all="ignore"):
-        quotient = highs / n
-        # The product quotient * n in two parts (Veltkamp's split), so that the remainder is exact.
-        split = quotient * 134_217_729.0
-        q_high = split - (split - quotient)
-        q_low = quotient - q_high
-        n_split = n * 134_217_729.0
-        n_high = n_split - (n_split - n)
-        n_low = n - n_high
+    out = np.empty(len(highs))
+    for i in range(len(highs)):
+        n = float(counts[i])
+        quotient = highs[i] / n
+        # The product quotient * n in two parts, so that the remainder is exact.
+        q_high, q_low = split_exactly(quotient)
+        n_high, n_low = split_exactly(n)
         product = quotient * n
         error = ((q_high * n_high - product) + q_high * n_low + q_low * n_high) + q_low * n_low
-        corrected = quotient + ((highs - product) - error + lows) / n
-    return np.where(np.isfinite(corrected), corrected, quotient)
+        corrected = quotient + ((highs[i] - product) - error + lows[i]) / n
+        out[i] = corrected if np.isfinite(corrected) else quotient
+    return out
 
 
 def stddev_runs(starts: Int64Array, values: Float64Array) -> Float64Array:

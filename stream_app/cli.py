@@ -439,6 +439,9 @@ def raw_files(**flags: Any) -> None:
     with display(how, until_idle=settings.until_idle, messages="chunks", rows="samples") as shown:
         total = run_raw_files(settings, stop, shown.written)
     click.echo(f"{settings.storage}: {total.rows:,} samples written, {total.files:,} files", err=True)
+    if total.messages and not total.files and settings.metrics:
+        names = ", ".join(settings.metrics)
+        click.echo(f"no metric of {total.messages:,} messages is like {names}: look at --metric", err=True)
     if settings.until_idle and stop.is_set():
         sys.exit(EXIT_INTERRUPTED)
 

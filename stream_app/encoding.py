@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import orjson
 
 from ingestor.core.chunk import Float64Array, Int64Array, Refused
 from ingestor.core.durations import ChunkSize
+from stream_app.record_text import join_records
 from stream_app.records import RECORD_VERSION, record_key
-from stream_app.windows import Closed
+from stream_app.windows import Closed, Group
 
 EVERY_METRIC = "*"
 """In ``incomplete``: messages were missing or unreadable, which may have held any metric."""
 
-_INFINITIES = {float("inf"): "+Inf", float("-inf"): "-Inf"}
+_Entry = TypeVar("_Entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,52 +85,75 @@ def result_hash(names: Sequence[str], values: Float64Array, samples: int) -> int
     return hash((tuple(names), same.tobytes(), samples)) or 1
 
 
-def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> Iterator[tuple[bytes, bytes]]:
-    """Yield one message a (window, group) of ``cells[first:last]``, which begin and end with one.
+def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> tuple[list[bytes], list[bytes]]:
+    """Return keys and values of one message a (window, group) of ``cells[first:last]``, which begin and end with one.
 
     Values are JSON as documented in DESIGN.md: NaN is null, infinities are "+Inf" and "-Inf".
     """
     if first == last:
-        return
-    window_ms, group, value = cells.window_ms[first:last], cells.group[first:last], cells.value[first:last]
+        return [], []
     starts = record_starts(cells, first, last)
-    bounds = [*starts.tolist(), last - first]
-    names = np.array(cells.metrics, object)[cells.metric[first:last]].tolist()
-    values: list[Any] = value.tolist()
-    if np.isinf(value).any():
-        values = [_INFINITIES.get(value, value) for value in values]
-    samples = np.add.reduceat(cells.samples[first:last], starts).tolist()
-    windows, groups = window_ms[starts].tolist(), group[starts].tolist()
-    ends_ms = context.chunk_size.ends_ms(window_ms[starts]).tolist()
-    chunk_size, method, job = str(context.chunk_size), context.method, context.job
-    seen_ms, partial, missing = -1, False, list[str]()
-    for i, (start_ms, end_ms, number) in enumerate(zip(windows, ends_ms, groups, strict=True)):
-        who = cells.groups[number]
-        at, to = bounds[i], bounds[i + 1]
-        if start_ms != seen_ms:
-            # Windows rise: this is asked once for each, not for each of its records.
-            seen_ms, partial, missing = (
-                start_ms,
-                context.is_partial(start_ms, end_ms),
-                context.missing(start_ms, end_ms),
-            )
-        record = {
-            "namespace": who.namespace,
-            "pod": who.pod,
-            "service": who.service,
-            "window_start": start_ms,
-            "window_end": end_ms,
-            "chunk_size": chunk_size,
-            "method": method,
-            "job": job,
-            "revision": context.revision,
-            "partial": partial,
-            "version": RECORD_VERSION,
-            "samples": samples[i],
-            "metrics": dict(zip(names[at:to], values[at:to], strict=True)),
-        }
-        if who.pod is None:
-            del record["pod"]
-        if missing:
-            record["incomplete"] = missing
-        yield record_key(who.namespace, who.pod, who.service), orjson.dumps(record)
+    groups, group = _used(cells.groups, cells.group[first:last][starts])
+    metrics, metric = _used(cells.metrics, cells.metric[first:last])
+    windows_ms, window = _rising(cells.window_ms[first:last][starts])
+    ends_ms = context.chunk_size.ends_ms(windows_ms)
+    windows = list(zip(windows_ms.tolist(), ends_ms.tolist(), strict=True))
+    pieces = [
+        *map(_head, groups),
+        *(_middle(context, start_ms, end_ms) for start_ms, end_ms in windows),
+        *(_tail(context.missing(start_ms, end_ms)) for start_ms, end_ms in windows),
+        *(orjson.dumps(name) + b":" for name in metrics),
+    ]
+    middle, values = window + len(groups), cells.value[first:last]
+    text, ends = join_records(
+        np.frombuffer(b"".join(pieces), np.uint8),
+        np.cumsum([0, *map(len, pieces)]),
+        group,
+        middle,
+        middle + len(windows),
+        np.add.reduceat(cells.samples[first:last], starts),
+        np.append(starts, last - first),
+        metric + (len(groups) + 2 * len(windows)),
+        values,
+        np.frombuffer(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8),
+    )
+    keys = [record_key(who.namespace, who.pod, who.service) for who in groups]
+    records, bounds = text.data, [0, *ends.tolist()]
+    return [keys[at] for at in group.tolist()], [records[begin:end].tobytes() for begin, end in pairwise(bounds)]
+
+
+def _used(table: Sequence[_Entry], numbers: Int64Array) -> tuple[list[_Entry], Int64Array]:
+    """Return the entries that *numbers* name, and the place of each number's entry among them."""
+    is_used = np.zeros(len(table), bool)
+    is_used[numbers] = True
+    places = np.cumsum(is_used) - 1
+    return [table[number] for number in np.flatnonzero(is_used).tolist()], places[numbers]
+
+
+def _rising(times_ms: Int64Array) -> tuple[Int64Array, Int64Array]:
+    """Return the distinct times of *times_ms*, which rise, and the place of each one among them."""
+    is_new = np.append(True, times_ms[1:] != times_ms[:-1])
+    return times_ms[is_new], np.cumsum(is_new) - 1
+
+
+def _head(who: Group) -> bytes:
+    pod = {} if who.pod is None else {"pod": who.pod}
+    return orjson.dumps({"namespace": who.namespace, **pod, "service": who.service})[:-1]
+
+
+def _middle(context: RecordContext, start_ms: int, end_ms: int) -> bytes:
+    fields = {
+        "window_start": start_ms,
+        "window_end": end_ms,
+        "chunk_size": str(context.chunk_size),
+        "method": context.method,
+        "job": context.job,
+        "revision": context.revision,
+        "partial": context.is_partial(start_ms, end_ms),
+        "version": RECORD_VERSION,
+    }
+    return b"," + orjson.dumps(fields)[1:-1] + b',"samples":'
+
+
+def _tail(missing: list[str]) -> bytes:
+    return b'},"incomplete":' + orjson.dumps(missing) + b"}" if missing else b"}}"

@@ -20,7 +20,6 @@ import numpy as np
 import orjson
 
 from ingestor.core.chunk import LOOKBACK_MS, Header, Int64Array, Marker, RangeChunk, Refused
-from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError, IngestorError
 from stream_app.encoding import RecordContext, encode_records, record_results, record_starts
 from stream_app.methods import GroupBy
@@ -67,6 +66,19 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """Records for one sink topic, in order: thousands of small objects would cost more than what they hold."""
+
+    topic: str
+    keys: list[bytes]
+    values: list[bytes]
+    """Of each record."""
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
 class Unreadable:
     """A message that does not follow the contract."""
 
@@ -80,7 +92,9 @@ class Unreadable:
 class Emission:
     """What must be written in one transaction: records, and the commit that they stand for."""
 
-    outputs: list[Output]
+    records: Sequence[Batch]
+    letters: Sequence[Output]
+    """Dead letters."""
     offset: int
     """Where a restart replays from."""
     metadata: str
@@ -88,6 +102,12 @@ class Emission:
     """A job ended here: commit even where there are no records."""
     window_ends_ms: Sequence[int] = ()
     """Of the windows that it closes; a recheck closes none."""
+
+    @property
+    def outputs(self) -> list[Output]:
+        """All messages, one by one."""
+        records = (Output(b.topic, *pair) for b in self.records for pair in zip(b.keys, b.values, strict=True))
+        return [*records, *self.letters]
 
 
 class _Pending(NamedTuple):
@@ -288,7 +308,7 @@ class Pipeline:
         if message.header is not None:
             self._mark(offset, message.header)
         # Below what the commit has read, it is a dead letter already.
-        return [self._emission([message.letter], final=True)] if offset >= self._read_to else []
+        return [self._emission(letters=[message.letter], final=True)] if offset >= self._read_to else []
 
     def _mark(self, offset: int, header: Header) -> None:
         """Note what is lost with a message that cannot be read.
@@ -392,13 +412,16 @@ class Pipeline:
         if before_ms <= job.emitted_to_ms:
             return []
         cells_of_all = [cells for cells in closed if cells is not None]
-        cuts = _cuts(cells_of_all, job.emitted_to_ms, before_ms)
+        windows_ms = _windows_of_records_ms(cells_of_all)
+        cuts = _cuts(windows_ms, job.emitted_to_ms, before_ms)
         emissions = []
         for start_ms, end_ms in zip([job.emitted_to_ms, *cuts[:-1]], cuts, strict=True):
-            outputs: list[Output] = []
-            for group_by, cells in zip(self._view.group_by, closed, strict=True):
-                if cells is not None:
-                    outputs += self._outputs(name, job, group_by, cells, start_ms, end_ms)
+            records = [
+                batch
+                for group_by, cells in zip(self._view.group_by, closed, strict=True)
+                if cells is not None
+                if len(batch := self._records(name, job, group_by, cells, start_ms, end_ms))
+            ]
             job.emitted_to_ms = end_ms
             for other in self._jobs.values():
                 if other.recheck == name:
@@ -409,10 +432,11 @@ class Pipeline:
             if ended := end_ms == _FOREVER_MS:
                 del self._jobs[name]
                 self._ended.add(name)
+            first, last = np.searchsorted(windows_ms, [start_ms, end_ms])
             # A recheck comes late on purpose: it closes nothing.
-            mine = [] if job.is_recheck else cells_of_all
-            ends_ms = _window_ends_ms(mine, start_ms, end_ms, self._view.chunk_size)
-            emissions.append(self._emission(outputs, final=ended, window_ends_ms=ends_ms))
+            starts_ms = np.unique(windows_ms[first : first if job.is_recheck else last])
+            ends_ms: list[int] = self._view.chunk_size.ends_ms(starts_ms).tolist()
+            emissions.append(self._emission(records, final=ended, window_ends_ms=ends_ms))
         return emissions
 
     def _remember(self, name: str, job: _Job, closed: list[Closed | None]) -> None:
@@ -437,17 +461,17 @@ class Pipeline:
             for who, window_ms in zip(groups, cells.window_ms[starts].tolist(), strict=True)
         ]
 
-    def _outputs(
-        self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int
-    ) -> list[Output]:
+    def _records(self, name: str, job: _Job, group_by: GroupBy, cells: Closed, start_ms: int, end_ms: int) -> Batch:
         first, last = map(int, np.searchsorted(cells.window_ms, [start_ms, end_ms]))
         context = self._context(name, job)
         news = self._news(name, job, group_by, cells, first, last, context)
-        if news is not None and not any(news):
-            return []
         topic = self._view.topics.sink(group_by)
-        outputs = [Output(topic, key, value) for key, value in encode_records(cells, first, last, context)]
-        return outputs if news is None else list(compress(outputs, news))
+        if news is not None and not any(news):
+            return Batch(topic, [], [])
+        keys, values = encode_records(cells, first, last, context)
+        if news is None:
+            return Batch(topic, keys, values)
+        return Batch(topic, list(compress(keys, news)), list(compress(values, news)))
 
     def _context(self, name: str, job: _Job) -> RecordContext:
         return RecordContext(
@@ -490,12 +514,19 @@ class Pipeline:
             for before in (known.get(identity),)
         ]
 
-    def _emission(self, outputs: list[Output], *, final: bool, window_ends_ms: Sequence[int] = ()) -> Emission:
-        return Emission(outputs, self.low, self._metadata(), final, window_ends_ms)
+    def _emission(
+        self,
+        records: Sequence[Batch] = (),
+        letters: Sequence[Output] = (),
+        *,
+        final: bool,
+        window_ends_ms: Sequence[int] = (),
+    ) -> Emission:
+        return Emission(records, letters, self.low, self._metadata(), final, window_ends_ms)
 
     def idle_emission(self) -> Emission:
         """Return a commit without records: it only moves the offset that a restart replays from."""
-        return self._emission([], final=False)
+        return self._emission(final=False)
 
     def _metadata(self) -> str:
         jobs = {name: job.to_metadata() for name, job in self._jobs.items()}
@@ -585,19 +616,14 @@ def refuse_other_view(view: View, metadata: str) -> None:
         )
 
 
-def _cuts(closed: list[Closed], from_ms: int, before_ms: int) -> list[int]:
+def _windows_of_records_ms(closed: list[Closed]) -> Int64Array:
+    """Return where the window of each record starts, rising."""
+    windows = [cells.window_ms[record_starts(cells, 0, len(cells))] for cells in closed]
+    return np.sort(np.concatenate([np.empty(0, np.int64), *windows]))
+
+
+def _cuts(windows_ms: Int64Array, from_ms: int, before_ms: int) -> list[int]:
     """Return where emissions end: at window starts about EMISSION_RECORDS apart, and *before_ms* at last."""
-    if not closed:
-        return [before_ms]
-    windows = np.sort(np.concatenate([c.window_ms[record_starts(c, 0, len(c))] for c in closed]))
-    windows = windows[windows >= from_ms]
+    windows = windows_ms[np.searchsorted(windows_ms, from_ms) :]
     cuts = np.unique(windows[EMISSION_RECORDS::EMISSION_RECORDS])
     return [*cuts[cuts > windows[:1]].tolist(), before_ms]
-
-
-def _window_ends_ms(closed: list[Closed], from_ms: int, before_ms: int, chunk_size: ChunkSize) -> list[int]:
-    """Return the ends of the windows in [from_ms, before_ms) that have cells."""
-    starts = np.unique(np.concatenate([c.window_ms for c in closed] or [np.empty(0, np.int64)]))
-    starts = starts[(starts >= from_ms) & (starts < before_ms)]
-    ends: list[int] = chunk_size.ends_ms(starts).tolist()
-    return ends

@@ -99,7 +99,7 @@ def earliest_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place,
 
 
 def stable_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, int]:
-    """Return the offsets behind all that is committed as of now."""
+    """Return the offsets behind all that can be read as of now: an open transaction hides what is behind it."""
     return _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
 

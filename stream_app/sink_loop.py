@@ -19,14 +19,23 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import ConfigError, SinkError
-from ingestor.kafka import Cluster, FoundTopic, connect, failure, is_end, is_missing, reason, wait_for_leaders
+from ingestor.kafka import (
+    Cluster,
+    FoundTopic,
+    connect,
+    failure,
+    high_watermarks,
+    is_end,
+    is_missing,
+    reason,
+    wait_for_leaders,
+)
 from stream_app.reading import (
     Ear,
     committed_consumer,
     earliest_offsets,
     is_deleted,
     places_of,
-    stable_offsets,
     start_of,
     starts,
     wait_for_topics,
@@ -39,6 +48,7 @@ log = logging.getLogger(__name__)
 _POLL_S = 0.25
 """How soon a stop is noticed."""
 _REQUEST_S = 10.0
+_REMIND_S = 30.0
 _BEGINNING = f"{OWN_FOLDER}/beginning.json"
 """Where a storage began, unless at the earliest."""
 _CALM_S = 2.0
@@ -248,6 +258,7 @@ class _Loop:
         self._offsets: Offsets = {topic: dict(target.offsets.get(topic, {})) for topic in topics}
         self._held = 0
         self._moved = False
+        self._told_at = time.monotonic()
         self._completed_at, self._completing_s = time.monotonic(), 0.0
 
     def begin(self, start: Start, *, waited: bool) -> None:
@@ -290,7 +301,7 @@ class _Loop:
             if name := self._ear.missing(self._admin, self._topics):
                 raise _gone(name)
             if messages and self._take(messages):
-                moved_at = time.monotonic()
+                moved_at = self._told_at = time.monotonic()
             now = time.monotonic()
             if self._held >= settings.commit_rows or now - committed_at >= pause_s:
                 self._commit()
@@ -373,11 +384,19 @@ class _Loop:
     def _reached_end(self) -> bool:
         """Tell whether all that is committed as of now has been read."""
         try:
-            ends = stable_offsets(self._admin, self._places)
+            ends = high_watermarks(self._admin, self._places)
         except KafkaException as error:
             log.warning("the ends of the topics are unknown", extra={"error": reason(error)})
             return False
-        return all(self._offsets[topic].get(partition, 0) >= end for (topic, partition), end in ends.items())
+        unread = {place: end for place, end in ends.items() if self._offsets[place[0]].get(place[1], 0) < end}
+        now = time.monotonic()
+        if unread and now - self._told_at >= _REMIND_S:
+            self._told_at = now
+            log.warning(
+                "waiting for open transactions to end (kafka-transactions.sh find-hanging)",
+                extra={"partitions": [f"{topic} [{partition}]" for topic, partition in unread]},
+            )
+        return not unread
 
     def _deleted(self, topic: str, partition: int, what: str) -> SinkError:
         return SinkError(

@@ -62,6 +62,11 @@ class Columns:
     def take(self, index: Int64Array) -> Self:
         return type(self)(*(column[index] for column in self.columns()))
 
+    def only(self, rows: Int64Array) -> Self:
+        """Return the entries of these numbers, which rise: all, without a copy, where they are as many."""
+        columns = self.columns()
+        return self if len(rows) == len(columns[0]) else self.take(rows)
+
 
 @dataclass(frozen=True, slots=True)
 class Counts(Columns):
@@ -89,7 +94,7 @@ class Sums(Columns):
 
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Sums:
-        return cls(*sum_runs(starts, values)).take(keep)
+        return cls(*sum_runs(starts, values)).only(keep)
 
     def merge(self, order: Int64Array, starts: Int64Array) -> Sums:
         return Sums(*sum_pairs(order, starts, self.highs, self.lows))
@@ -111,7 +116,7 @@ class Moments(Columns):
 
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Moments:
-        return cls(np.diff(starts), *moment_runs(starts, values)).take(keep)
+        return cls(np.diff(starts), *moment_runs(starts, values)).only(keep)
 
     def merge(self, order: Int64Array, starts: Int64Array) -> Moments:
         return Moments(sum_counts(order, starts, self.counts), *merge_moments(order, starts, *self.columns()))
@@ -130,7 +135,7 @@ class Extremes(Columns):
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Extremes:
         values, first = values[: starts[-1]], starts[:-1]
-        return cls(np.fmin.reduceat(values, first), np.fmax.reduceat(values, first)).take(keep)
+        return cls(np.fmin.reduceat(values, first), np.fmax.reduceat(values, first)).only(keep)
 
     def merge(self, order: Int64Array, starts: Int64Array) -> Extremes:
         first = starts[:-1]
@@ -151,6 +156,9 @@ class Held:
 
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Held:
+        if len(keep) == len(starts) - 1:
+            # Copied: the message that they came in need not stay.
+            return cls(starts[:-1] - starts[0], np.diff(starts), values[starts[0] : starts[-1]].copy())
         return cls(starts[:-1], np.diff(starts), values).take(keep)
 
     @classmethod
@@ -203,7 +211,7 @@ class Counted(Columns):
 
     @classmethod
     def of(cls, starts: Int64Array, values: Float64Array, keep: Int64Array) -> Counted:
-        return cls(values[starts[:-1]], values[starts[1:] - 1], *reset_runs(starts, values)).take(keep)
+        return cls(values[starts[:-1]], values[starts[1:] - 1], *reset_runs(starts, values)).only(keep)
 
     def merge(self, order: Int64Array, starts: Int64Array) -> Counted:
         return Counted(

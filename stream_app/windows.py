@@ -20,7 +20,9 @@ from ingestor.core.durations import ChunkSize
 from stream_app.aggregations import (
     Float64Array,
     Int64Array,
-    counting_order,
+    cell_keys,
+    radix_order,
+    seldom_twice,
     sum_counts,
     values_of_runs,
     window_runs,
@@ -32,7 +34,7 @@ from stream_app.states import Columns, Counted, Counts, Extremes, Held, Latest, 
 _Name = TypeVar("_Name")
 Column = Literal["group", "metric"]
 
-_MERGE_ABOVE = 20_000
+_MERGE_ABOVE = 100_000
 """Merge the partials of open windows when so many more have come: a day-long window
 that is fed every few seconds then holds a cell once or twice, not thousands of times."""
 
@@ -117,9 +119,11 @@ class _Cells(Columns):
     def __len__(self) -> int:
         return len(self.window_ms)
 
-    def entry_changes(self) -> npt.NDArray[np.bool_]:
-        """Tell of each sorted entry but the first whether it begins what is not to be merged with the one before."""
-        return _changes(self)
+    def entry_changes(self, keys: Int64Array, order: Int64Array) -> npt.NDArray[np.bool_]:
+        """Tell of each entry but the first, in *order*, whether it is not to be merged with the one before."""
+        keys = keys[order]
+        changes: npt.NDArray[np.bool_] = keys[1:] != keys[:-1]
+        return changes
 
     def order(self) -> Int64Array:
         """Return the order that must hold within a cell before merging."""
@@ -137,8 +141,9 @@ class _SeriesCells(_Cells):
     first_ms: Int64Array
     last_ms: Int64Array
 
-    def entry_changes(self) -> npt.NDArray[np.bool_]:
-        changes: npt.NDArray[np.bool_] = _changes(self) | (self.fingerprint[1:] != self.fingerprint[:-1])
+    def entry_changes(self, keys: Int64Array, order: Int64Array) -> npt.NDArray[np.bool_]:
+        keys, fingerprint = keys[order], self.fingerprint[order]
+        changes: npt.NDArray[np.bool_] = (keys[1:] != keys[:-1]) | (fingerprint[1:] != fingerprint[:-1])
         return changes
 
     def order(self) -> Int64Array:
@@ -219,9 +224,13 @@ class _Table:
         if not closing.any():
             self._replace(cells, state)
             return None
-        left, index = np.flatnonzero(~closing), np.flatnonzero(closing)
-        merged, merged_state = self._merged(cells.take(index), state.take(index), ranks)
-        self._replace(cells.take(left), state.take(left))
+        if closing.all():
+            self._cells, self._states, self._unmerged = [], [], 0
+        else:
+            left, index = np.flatnonzero(~closing), np.flatnonzero(closing)
+            self._replace(cells.take(left), state.take(left))
+            cells, state = cells.take(index), state.take(index)
+        merged, merged_state = self._merged(cells, state, ranks)
         if not isinstance(merged, _SeriesCells):
             value = merged_state.result(self._method, merged.samples)
             return _Reduced(merged.window_ms, merged.group, merged.metric, merged.samples, value)
@@ -264,8 +273,9 @@ class _Table:
 
     def _merged(self, cells: _Cells, state: State, ranks: _Ranks) -> tuple[_Cells, State]:
         """Merge the partials of each cell (and series); the result lies in order of window, group and metric name."""
-        order = _sorted(cells, cells.order(), ranks)
-        starts = _starts(cells.take(order).entry_changes())
+        keys, end = _keys(cells, ranks)
+        order = radix_order(keys, end, cells.order())
+        starts = _starts(cells.entry_changes(keys, order))
         return cells.merged(order, starts), state.merge(order, starts)
 
     def _replace(self, cells: _Cells, state: State) -> None:
@@ -443,22 +453,18 @@ def _joined(reduced: list[_Reduced], ranks: _Ranks) -> _Reduced:
     if len(reduced) == 1:
         return reduced[0]
     cells = _Reduced.concat(reduced)
-    cells = cells.take(_sorted(cells, np.arange(len(cells.value)), ranks))
+    keys, end = _keys(cells, ranks)
+    cells = cells.take(radix_order(keys, end, np.arange(len(keys))))
     # A metric whose type has changed inside the window is in two tables.
     is_last = np.append(_changes(cells), True)
     return cells if is_last.all() else cells.take(np.flatnonzero(is_last))
 
 
-def _sorted(cells: _Cells | _Reduced, order: Int64Array, ranks: _Ranks) -> Int64Array:
-    """Return *order* sorted stably by window, group and metric name."""
-    windows, window = np.unique(cells.window_ms, return_inverse=True)
-    for key, buckets in (
-        (ranks.metric[cells.metric], len(ranks.metric)),
-        (ranks.group[cells.group], len(ranks.group)),
-        (window, len(windows)),
-    ):
-        order = counting_order(key, buckets, order)
-    return order
+def _keys(cells: _Cells | _Reduced, ranks: _Ranks) -> tuple[Int64Array, int]:
+    """Return numbers that rise as window, group and metric name do, and what they are all below."""
+    windows_ms = np.unique(seldom_twice(cells.window_ms))
+    keys = cell_keys(windows_ms, ranks.group, ranks.metric, cells.window_ms, cells.group, cells.metric)
+    return keys, len(windows_ms) * len(ranks.group) * len(ranks.metric)
 
 
 def _changes(cells: _Cells | _Reduced) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from ingestor.kafka import (
     Cluster,
     FoundTopic,
     failure,
+    high_watermarks,
     is_end,
     is_missing,
     is_refusal,
@@ -325,36 +326,39 @@ class Reader:
 
     def _revoked(self, consumer: Consumer, revoked: list[TopicPartition]) -> None:
         numbers = [at.partition for at in revoked]
-        self._commit(consumer, numbers, asynchronous=False)
-        self._let_go(numbers)
+        with self.lock:
+            found = self._to_commit(numbers, anew=True)
+            # The loop goes on while Kafka takes the commit: what it did meanwhile would come again elsewhere.
+            self._let_go(numbers)
+        self._send(consumer, found, asynchronous=False)
+        self._forget_sent(numbers)
         consumer.incremental_unassign(revoked)
 
     def _lost(self, consumer: Consumer, lost: list[TopicPartition]) -> None:
-        self._let_go([at.partition for at in lost])
+        numbers = [at.partition for at in lost]
+        with self.lock:
+            self._let_go(numbers)
+        self._forget_sent(numbers)
         consumer.incremental_unassign(lost)
 
     def _let_go(self, numbers: list[int]) -> None:
-        with self.lock:
-            for number in numbers:
-                partition = self.partitions.pop(number, None)
-                if partition is not None:
-                    partition.let_go()
-                    self._earlier[number] = partition
-                self._sent.pop(number, None)
-                self._lost_now.add(number)
+        """Deliver no more of some partitions; the lock is held."""
+        for number in numbers:
+            partition = self.partitions.pop(number, None)
+            if partition is not None:
+                partition.let_go()
+                self._earlier[number] = partition
+            self._lost_now.add(number)
 
     # Commits.
 
     def _commit(self, consumer: Consumer, numbers: Collection[int], *, asynchronous: bool) -> PublishError | None:
-        if not asynchronous:
-            # What was sent is not there yet.
-            for number in numbers:
-                self._sent.pop(number, None)
         with self.lock:
-            found = self._to_commit(numbers)
+            found = self._to_commit(numbers, anew=not asynchronous)
         return self._send(consumer, found, asynchronous=asynchronous)
 
-    def _to_commit(self, numbers: Collection[int]) -> dict[int, commits.Commit]:
+    def _to_commit(self, numbers: Collection[int], *, anew: bool) -> dict[int, commits.Commit]:
+        """Return what to commit; *anew*: with what was sent already, which may not be there yet. The lock is held."""
         found = {}
         for number in numbers:
             partition = self.partitions.get(number)
@@ -362,7 +366,7 @@ class Reader:
                 continue
             resume = partition.pinned if self.pins else partition.resume_at()
             commit = commits.encode(self._found.topic.id, self._views.view, resume)
-            if commit != self._sent.get(number):
+            if anew or commit != self._sent.get(number):
                 found[number] = commit
         return found
 
@@ -395,11 +399,14 @@ class Reader:
     def _not_committed(self, error: KafkaError, numbers: list[int]) -> None:
         if _is_final(error):
             raise self._failure(error)
-        for number in numbers:
-            self._sent.pop(number, None)
+        self._forget_sent(numbers)
         if error.code() in _BETWEEN_GENERATIONS:
             return
         log.warning("what was processed is not committed yet", extra={"error": reason(error), "partitions": numbers})
+
+    def _forget_sent(self, numbers: Collection[int]) -> None:
+        for number in numbers:
+            self._sent.pop(number, None)
 
     def _commit_as_asked(self, consumer: Consumer) -> None:
         asked, self._asked = self._asked, []
@@ -450,7 +457,9 @@ class Reader:
     def _open(self, topic: FoundTopic) -> None:
         self._opened = _Opened(topic, starts.bounds(self._admin, self._settings.topic, topic.partitions))
         if self._settings.finite:
-            self.ends = starts.high_watermarks(self._admin, self._settings.topic, topic.partitions)
+            name = self._settings.topic
+            ends = high_watermarks(self._admin, [(name, number) for number in topic.partitions])
+            self.ends = {number: end for (_, number), end in ends.items()}
 
     def _wait_for_topic(self) -> bool:
         name = self._settings.topic

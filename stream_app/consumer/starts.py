@@ -8,11 +8,11 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
-from confluent_kafka import IsolationLevel, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import MalformedMessage, PublishError
-from ingestor.kafka import CONNECT_TIMEOUT_S, Cluster, consumer_to_end, failure, is_end
+from ingestor.kafka import Cluster, consumer_to_end, failure, is_end
 from stream_app.consumer.commits import Beginning
 from stream_app.reading import earliest_offsets, stable_offsets, starts
 from stream_app.records import Record, decode_record
@@ -52,25 +52,6 @@ def bounds(admin: AdminClient, topic: str, partitions: Collection[int]) -> Bound
     places = [(topic, number) for number in partitions]
     first, ends = earliest_offsets(admin, places), stable_offsets(admin, places)
     return Bounds({number: first[topic, number] for number in partitions}, {n: ends[topic, n] for n in partitions})
-
-
-def high_watermarks(admin: AdminClient, topic: str, partitions: Collection[int]) -> dict[int, int]:
-    """Return where the partitions end, with what cannot be read yet.
-
-    A commit is answered before its end stands in every partition, and an open transaction
-    hides what others have committed behind it: who wants all that was committed by now
-    waits until both can be read.
-
-    Raises:
-        KafkaException: the broker does not answer.
-    """
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    futures = admin.list_offsets(
-        {TopicPartition(topic, number): latest for number in partitions},
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
-        request_timeout=CONNECT_TIMEOUT_S,
-    )
-    return {at.partition: int(future.result().offset) for at, future in futures.items()}
 
 
 def beginnings(

@@ -134,6 +134,35 @@ def test_until_idle_writes_what_is_committed(settings: FilesSettings, worker: Wo
     assert minutes(settings.storage / "prod/web.csv") == [0]
 
 
+def test_until_idle_waits_for_what_an_open_transaction_hides(
+    settings: FilesSettings, worker: Worker, topics: Topics, kafka: LocalKafka
+) -> None:
+    """What a frozen worker has begun hides what its successor has committed behind it: that is not the end."""
+    frozen = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": uuid.uuid4().hex})
+    frozen.init_transactions(30)
+    frozen.begin_transaction()
+    frozen.produce(topics.pods, message(0), partition=partition_of(b"prod/api", PARTITIONS))
+    frozen.flush(30)
+    worker.send(topics.pods, message(0), message(1))
+    worker.send(topics.pods, message(0, "web"), service="web")
+    seen = threading.Event()
+    written: list[FilesProgress] = []
+
+    def write() -> None:
+        stop = threading.Event()
+        written.append(run_files(replace(settings, idle_s=0.01), stop, lambda progress: progress.rows and seen.set()))
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    assert seen.wait(30), "what is hidden nowhere is written"
+    writing.join(2)
+    assert writing.is_alive()
+    frozen.abort_transaction(30)
+    writing.join(30)
+    assert [progress.rows for progress in written] == [3]
+    assert minutes(settings.storage / "prod/api.csv") == [0, 1]
+
+
 def test_a_second_run_goes_on(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
     worker.send(topics.pods, message(0), message(1))
     assert run(settings).rows == 2

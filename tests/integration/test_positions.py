@@ -1,4 +1,4 @@
-"""Positions are read whole, whatever other jobs are doing."""
+"""Positions and ends are read whole, whatever other jobs are doing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from confluent_kafka import Producer
 from ingestor.core.errors import Fenced
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
-from ingestor.kafka import connect, ensure_topics
+from ingestor.kafka import connect, ensure_topics, has_unread
 from ingestor.local.kafka import LocalKafka
 from ingestor.packing import PackedRange
 from ingestor.positions import Position, read_positions
@@ -38,6 +38,26 @@ def test_an_open_transaction_hides_nothing(kafka: LocalKafka) -> None:
     assert read_positions(kafka.cluster, topics) == {"job": moved}
     assert time.monotonic() - began > 1.5
     assert moved.sequences == (1, 1)
+
+
+def test_an_open_transaction_is_no_end(kafka: LocalKafka) -> None:
+    """What is committed behind it is unread, though nobody can read it yet; once it has ended, only messages count."""
+    topics = Topics("unread")
+    ensure_topics(connect(kafka.cluster), topics, 2)
+    other = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": "unread-other"})
+    other.init_transactions(30)
+    other.begin_transaction()
+    other.produce(topics.range_chunks, b"", b"other", 0)
+    other.flush(10)
+    assert has_unread(kafka.cluster, topics.range_chunks, {0: 0, 1: 0})
+    other.abort_transaction(30)
+    deadline = time.monotonic() + 10
+    # Its end is answered before it stands in the partition.
+    while has_unread(kafka.cluster, topics.range_chunks, {0: 0, 1: 0}):
+        assert time.monotonic() < deadline
+    with Publisher(kafka.cluster, topics, "job") as publisher:
+        publisher.publish(nothing(0, 1000), Position("job", 0, 9000, 0, (0, 0)))
+    assert has_unread(kafka.cluster, topics.range_chunks, {0: 0, 1: 0})
 
 
 def test_a_second_poller_of_a_job_fences_the_first(kafka: LocalKafka) -> None:

@@ -134,6 +134,8 @@ def test_what_is_asked_for(kafka: LocalKafka, topics: Topics, samples: pd.DataFr
     assert sorted(found["value"]) == sorted(asked["value"])
     refused = raw_files(kafka, topics, tmp_path, "--format", "csv", "--metric", "rss", code=2)
     assert "choose another --storage" in refused.stderr
+    nothing = raw_files(kafka, topics, tmp_path / "nothing", "--metric", "queue-depth", "--metric", "mem*y")
+    assert nothing.stderr.endswith(" is like queue-depth, mem*y: look at --metric\n")
 
 
 def test_labels_are_columns(kafka: LocalKafka, topics: Topics, samples: pd.DataFrame, tmp_path: Path) -> None:

@@ -37,8 +37,8 @@ class Clock:
         return self.s
 
 
-def emission(*outputs: Output, ends_ms: tuple[int, ...] = ()) -> Emission:
-    return Emission(list(outputs), 0, "", final=False, window_ends_ms=ends_ms)
+def emission(*letters: Output, ends_ms: tuple[int, ...] = ()) -> Emission:
+    return Emission([], letters, 0, "", final=False, window_ends_ms=ends_ms)
 
 
 def fed(clock: Clock) -> Telemetry:
