@@ -12,12 +12,11 @@ import numpy.typing as npt
 import orjson
 import pyarrow as pa
 
+from ingestor.core.arrow import as_column, maps, texts
 from ingestor.core.chunk import Int64Array, UInt64Array
 from ingestor.core.topics import message_key, partition_of
 from ingestor.selector import Labels
 from ingestor.workloads import Pod
-
-_LABELS = pa.map_(pa.string(), pa.string())
 
 _FORGET_ABOVE = 2_000_000
 _FORGET_ABOVE_BYTES = 1_000_000_000
@@ -68,7 +67,7 @@ class Catalogue:
         self._place = np.empty(0, np.int32)
         self._metric = np.empty(0, np.int32)
         self._fingerprints = np.empty(0, np.uint64)
-        self._labels = [pa.array([], _LABELS)]
+        self._labels = [maps([])]
         self._label_bytes = 0
         self.without_pod = 0
 
@@ -120,7 +119,7 @@ class Catalogue:
             self._labels = [pa.concat_arrays(self._labels)]
         return columns | {
             "type": self._types_of(metric),
-            "labels": self._labels[0].take(pa.array(ids)),
+            "labels": self._labels[0].take(as_column(ids, pa.int64())),
             "fingerprint": self._fingerprints[ids],
         }
 
@@ -187,7 +186,7 @@ class Catalogue:
         self._place = np.concatenate([self._place, np.array(places, np.int32)])
         self._metric = np.concatenate([self._metric, np.array(metrics, np.int32)])
         self._fingerprints = np.concatenate([self._fingerprints, np.array(fingerprints, np.uint64)])
-        self._labels.append(pa.array(labels, _LABELS))
+        self._labels.append(maps(labels))
 
 
 class _Places:
@@ -233,4 +232,4 @@ class _Pool:
         """Return the values of *codes*, with a dictionary of only what they use."""
         used, indices = np.unique(codes, return_inverse=True)
         names = [self._names[code] for code in used.tolist()]
-        return pa.DictionaryArray.from_arrays(pa.array(indices.astype(np.int32)), pa.array(names, pa.string()))
+        return pa.DictionaryArray.from_arrays(as_column(indices.astype(np.int32), pa.int32()), texts(names))

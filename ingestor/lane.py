@@ -26,7 +26,7 @@ class Bounds:
     target_samples: int
     """What one range aims at."""
     in_flight_samples: int
-    """What is being read and not yet published, at most; one range is always allowed."""
+    """What is being read, at most, beside the range that is being published; one range is always allowed."""
     poll_interval_ms: int = 0
     """Of a live job: how much must have come before it is read."""
 
@@ -52,6 +52,7 @@ class Lane:
     """The job that reads the same once more, from its start on."""
     _reading: deque[tuple[TimeRange, Future[PackedRange]]] = field(default_factory=deque)
     _samples_per_ms: float = 0.0
+    _taken_to_ms: int = 0
 
     @property
     def least_due_ms(self) -> int:
@@ -67,7 +68,9 @@ class Lane:
         """Begin to read what is due, as far as the bounds allow; return whether anything is being read."""
         until_ms = 0
         while not self._reading or self._has_room():
-            from_ms = self._reading[-1][0].end_ms if self._reading else self.position.position_ms
+            # What is taken is published before anything else is, though the position does not say so yet.
+            published_ms = max(self.position.position_ms, self._taken_to_ms)
+            from_ms = self._reading[-1][0].end_ms if self._reading else published_ms
             until_ms = until_ms or self.until_ms()
             due = schedule.due(from_ms, until_ms, self.length_ms)
             if due is None or until_ms - from_ms < self.least_due_ms:
@@ -99,6 +102,7 @@ class Lane:
             wait(futures)
             return None
         self._reading.popleft()
+        self._taken_to_ms = time_range.end_ms
         self._samples_per_ms = packed.samples / time_range.length_ms
         self.length_ms = schedule.next_length_ms(self.length_ms, time_range, packed.samples, self.bounds.target_samples)
         return packed

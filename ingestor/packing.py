@@ -61,11 +61,14 @@ def pack(
 ) -> PackedRange:
     """Route and pack the samples of *time_range*."""
     rows = _Rows.of(fetched, catalogue)
+    most = int(np.bincount(rows.partition, rows.length, partitions).max())
+    # One after the other uses the same memory: what is new, the system has to clear.
+    stamps, floats = np.empty(most, np.int64), np.empty(most, np.float64)
     packed = []
     for number in range(partitions):
         chosen = np.flatnonzero(rows.partition == number)
-        ids, offsets, stamps, floats = rows.gathered(chosen, fetched)
-        packed.append(list(_chunks(ids, offsets, stamps, floats, catalogue)))
+        offsets = rows.gather(chosen, fetched, stamps, floats)
+        packed.append(list(_chunks(rows.id[chosen], offsets, stamps, floats, catalogue)))
     return PackedRange(time_range, source, int(rows.length.sum()), len(np.unique(rows.id)), packed)
 
 
@@ -108,18 +111,17 @@ class _Rows:
         kept = np.flatnonzero((ids >= 0) & (lengths > 0))
         return cls(parts[kept], begins[kept], lengths[kept], ids[kept], catalogue.partition(ids[kept]))
 
-    def gathered(
-        self, rows: Int64Array, fetched: list[FetchedSeries]
-    ) -> tuple[Int64Array, Int64Array, Int64Array, Float64Array]:
-        """Return ids, offsets and samples of some rows, laid one behind the other."""
-        offsets = np.concatenate(([0], np.cumsum(self.length[rows])))
-        stamps, floats = np.empty(offsets[-1], np.int64), np.empty(offsets[-1], np.float64)
+    def gather(
+        self, rows: Int64Array, fetched: list[FetchedSeries], stamps: Int64Array, floats: Float64Array
+    ) -> Int64Array:
+        """Lay the samples of some rows one behind the other; return where each row's begin, and where all end."""
+        offsets: Int64Array = np.concatenate(([0], np.cumsum(self.length[rows])))
         # Part by part, out of where it was decoded: all of a range in one piece would be memory for nothing.
         edges = np.searchsorted(self.part[rows], np.arange(len(fetched) + 1))
         for part, first, last in zip(fetched, edges[:-1].tolist(), edges[1:].tolist(), strict=True):
             begins = self.begin[rows[first:last]]
             _gather(begins, offsets[first : last + 1], part.timestamps_ms, part.values, stamps, floats)
-        return self.id[rows], offsets, stamps, floats
+        return offsets
 
 
 @numba.njit(cache=True, nogil=True)

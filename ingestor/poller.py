@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotReadyError
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -39,6 +41,7 @@ from ingestor.positions import LIVE_JOB, Position, job_name, known_positions, re
 from ingestor.presets import PRESETS
 from ingestor.publisher import Publisher
 from ingestor.reader import RangeReader, Selection, metric_names, whole_names
+from ingestor.rehearsal import rehearse
 from ingestor.relabel import Rules
 from ingestor.selector import Labels, Selector
 from ingestor.sources.base import Source
@@ -231,6 +234,10 @@ class Poller:
         patience_s = None if is_live else _BACKFILL_PATIENCE_S
         self.source = RetryingSource(self.source, self.stop, patience_s, self._on_source_error, self.telemetry)
         self._thread = threading.get_ident()
+        # While we connect: that is mostly waiting.
+        pool = ThreadPoolExecutor(1, "rehearsal")
+        rehearsal = pool.submit(rehearse)
+        pool.shutdown(wait=False)
         admin = connect(self.settings.cluster)
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(self._passing_errors()),
@@ -242,7 +249,7 @@ class Poller:
             reraise=True,
         )
         try:
-            return retrying(self._run_once, admin)
+            return retrying(self._run_once, admin, rehearsal)
         except (PublishError, SourceUnavailable) as error:
             self.telemetry.failed(error)
             if not self._last or not self.stop.is_set():
@@ -294,7 +301,7 @@ class Poller:
             f"to {iso(until_ms)}{'' if end_ms else ', then live'}"
         )
 
-    def _run_once(self, admin: AdminClient) -> list[Position]:
+    def _run_once(self, admin: AdminClient, rehearsal: Future[PackedRange]) -> list[Position]:
         settings = self.settings
         # What cannot be read as asked is refused before anything is made.
         bounds = None if settings.topics.positions in partition_counts(admin) else self._bounds()
@@ -308,6 +315,9 @@ class Poller:
                     return self._last
             publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
             self.telemetry.activated()
+            rehearsal.result()
+            # What has been loaded stays: the garbage collector need not look at it again and again.
+            gc.freeze()
             self._last = self._begun(partitions, bounds)
             unfinished = [position for position in self._last if not position.ended]
             if not unfinished:
@@ -477,7 +487,8 @@ class Poller:
 
     def _publish_job(self, work: _Work, position: Position) -> None:
         """Publish a job, and beside a live one its recheck, until its end or *stop*."""
-        length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples)
+        # Half at first: whoever waits for the first range has the sooner something to do.
+        length_ms = schedule.first_length_ms(self._series_near(position), self.settings.target_samples // 2)
         if position.end_ms is not None:
             end_ms = position.end_ms
             main = self._lane(work, position, lambda: end_ms, length_ms)
@@ -559,6 +570,9 @@ class Poller:
         if packed is None or self.stop.is_set():
             # A range that was being read when the stop came may be cut short.
             return
+        if lane.position.end_ms is not None:
+            # While this one is published; a live job would ask the backend for its clock once more.
+            lane.fill()
         placed = work.placements.unwritten()
         position = replace(lane.position, samples_per_s=self._rate(packed.samples))
         committing = time.monotonic()

@@ -104,7 +104,7 @@ _OBJECTS = re.compile(
 # Metrics that name the pod they describe, so that a pod label which nothing replaced is that pod.
 _OF_PODS = re.compile(r"kube_pod_|container_")
 
-_EXPORTED = ("namespace", "pod", "container")
+_EXPORTED = {f"exported_{name}": name for name in ("namespace", "pod", "container")}
 
 _BEFORE_1_16 = {"pod": "pod_name", "container": "container_name"}
 
@@ -133,7 +133,9 @@ def _without_exported(labels: Labels) -> Labels:
     """
     if not labels.get("exported_pod") and not _OF_PODS.match(labels.get("__name__", "")):
         return labels
-    exported = {name: labels[f"exported_{name}"] for name in _EXPORTED if labels.get(f"exported_{name}")}
+    exported = {name: labels[found] for found, name in _EXPORTED.items() if labels.get(found)}
+    if not exported:
+        return labels
     kept = {name: value for name, value in labels.items() if name.removeprefix("exported_") not in exported}
     return kept | exported
 

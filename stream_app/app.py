@@ -8,10 +8,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import faust
 from aiokafka.errors import KafkaError as AiokafkaError
@@ -26,12 +26,14 @@ from ingestor.web import pages
 from stream_app.dashboard.server import PAGES, Dashboard
 from stream_app.dead_letters import dead_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written
-from stream_app.faust_transport import App, Transport, credentials, group_metadata, member_id, reads
+from stream_app.faust_transport import App, Transport, arrived, credentials, group_metadata, member_id, reads
+from stream_app.group_commit import GroupCommit
 from stream_app.methods import MAX_HELD_VALUES
 from stream_app.pipeline import Emission, Pipeline, Unreadable
 from stream_app.telemetry import Telemetry
-from stream_app.transactions import Commit, Superseded, Transactions, instance_id
+from stream_app.transactions import Commit, Transactions, instance_id, refuse_too_large
 from stream_app.view import View
+from stream_app.warm_up import warm_up
 from stream_app.web import add_pages
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,17 @@ class WorkerSettings:
     """Where the web server listens; None: there is none."""
 
 
+class _Fed(NamedTuple):
+    """A message that its pipeline has taken in."""
+
+    message: faust.types.Message
+    pipeline: Pipeline
+    item: RangeChunk | Marker | Unreadable | None
+    """None: the pipeline had it already."""
+    took_s: float
+    emissions: Sequence[Emission]
+
+
 class Worker:
     """One Faust worker of a view."""
 
@@ -78,10 +91,13 @@ class Worker:
         self._transactions = Transactions(
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
+        self._commits = GroupCommit(self._written, telemetry, self._superseded, self._fail)
         self._pipelines: dict[int, Pipeline] = {}
-        self._superseded: set[int] = set()
+        # Another number after each revoke: what was taken out of the buffer before it is let go.
+        self._assignment = 0
+        self._is_superseded = False
         self._member_id = ""
-        # One producer has one transaction at a time, so one message is handled at a time.
+        # Held while messages are fed: what changes the pipelines waits for that.
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
         self._stopping = False
@@ -105,10 +121,13 @@ class Worker:
             IngestorError: something failed; nothing half-done was committed.
         """
         self._loop = asyncio.get_running_loop()
+        # Joining the group is mostly waiting.
+        loading = asyncio.create_task(asyncio.to_thread(warm_up, self._view))
         await asyncio.to_thread(self._transactions.start)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
+        await loading
         on_ready()
         looks = asyncio.create_task(self._look_at_ends()) if self._is_watched else None
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
@@ -130,9 +149,10 @@ class Worker:
         """End what was begun, and leave the group, or the next start would wait for this member's session to end."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_STOP_TIMEOUT_S):
-                # A transaction that has begun is ended first, if the broker answers; else the next start ends it.
                 async with self._lock:
                     self._stopping = True
+                # What was emitted is committed first, if the broker answers; else the next start ends what has begun.
+                await self._commits.settled()
                 # A slot stays a member, to find its partitions again. Faust's stop tells the group nothing of
                 # it, and meanwhile would join once more if the slot has got another holder: it would put that one out.
                 if self._settings.slot is None:
@@ -196,8 +216,7 @@ class Worker:
         async def windows(stream: faust.StreamT[bytes]) -> None:
             async for event in stream.events():
                 try:
-                    async with self._lock:
-                        await self._handle(event.message)
+                    await self._handle(arrived(event, stream))
                 except Exception as error:  # noqa: BLE001 - a failed agent restarts behind the message and loses it
                     self._fail(error)
                     return
@@ -205,9 +224,11 @@ class Worker:
         @app.on_partitions_revoked.connect
         async def forget(*_: object, **__: object) -> None:
             # Rebalances are eager: every partition is delivered again from its commit.
+            self._assignment += 1
             async with self._lock:
+                await self._commits.drop()
                 self._pipelines.clear()
-                self._superseded.clear()
+                self._is_superseded = False
                 self._telemetry.revoked()
 
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]
@@ -243,30 +264,94 @@ class Worker:
         self._failure, self._stopping = error, True
         self._stop.set()
 
-    async def _handle(self, message: faust.types.Message) -> None:
+    async def _handle(self, messages: Sequence[faust.types.Message]) -> None:
+        """Feed messages to their pipelines, and have what they emit written.
+
+        Some at a time in one turn of a thread; a turn ends with what emits, which is written while the next is fed.
+        """
+        assignment = self._assignment
         # A message of an earlier assignment can still come out of the buffer.
-        if self._stopping or message.generation_id != self.app.consumer_generation_id:
-            return
-        if message.partition in self._superseded:
-            return
-        pipeline = self._pipelines.get(message.partition)
-        if pipeline is None:
-            commit = await _in_thread(self._transactions.committed, message.partition)
-            pipeline = await asyncio.to_thread(self._restored, message.partition, commit)
-            self._pipelines[message.partition] = pipeline
-        if message.offset < pipeline.next_offset:
-            self._telemetry.handled(message.partition, message.offset)
-            return
-        began = self._telemetry.clock()
-        item, emissions = await asyncio.to_thread(self._fed, pipeline, message)
-        self._telemetry.taken_in(message.partition, item, began, pipeline)
-        self._check_held()
-        if not emissions and pipeline.low - pipeline.committed >= _COMMIT_EVERY:
+        waiting = [message for message in messages if message.generation_id == self.app.consumer_generation_id]
+        while waiting:
+            await self._commits.room()
+            async with self._lock:
+                if self._is_over(assignment):
+                    return
+                membership = group_metadata(self.app, waiting[0].generation_id or 0)
+                for message in waiting:
+                    await self._restore(message.partition)
+                if self._is_over(assignment):
+                    return
+                fed, error = await asyncio.to_thread(self._fed, waiting, dict(self._pipelines))
+                if self._is_over(assignment):
+                    return
+                for one in fed:
+                    self._take(one, membership)
+                if error is not None:
+                    raise error
+            waiting = waiting[len(fed) :]
+
+    def _is_over(self, assignment: int) -> bool:
+        """Tell whether messages of *assignment* count for nothing any more."""
+        return self._stopping or self._is_superseded or assignment != self._assignment
+
+    async def _restore(self, partition: int) -> None:
+        if partition not in self._pipelines:
+            commit = await _in_thread(self._transactions.committed, partition)
+            self._pipelines[partition] = await asyncio.to_thread(self._restored, partition, commit)
+
+    def _fed(
+        self, messages: Sequence[faust.types.Message], pipelines: Mapping[int, Pipeline]
+    ) -> tuple[list[_Fed], Exception | None]:
+        """Feed messages up to one that emits; return what was taken in, and why not the next."""
+        fed: list[_Fed] = []
+        for message in messages:
+            pipeline = pipelines[message.partition]
+            if message.offset < pipeline.next_offset:
+                fed.append(_Fed(message, pipeline, None, 0.0, ()))
+                continue
+            began = self._telemetry.clock()
+            try:
+                item = self._decoded(message)
+                emissions = self._worth_writing(message.partition, pipeline, pipeline.feed(message.offset, item))
+            except Exception as error:  # noqa: BLE001 - raised by the caller, once what came before is on its way
+                return fed, error
+            fed.append(_Fed(message, pipeline, item, self._telemetry.clock() - began, emissions))
+            if emissions:
+                break
+        return fed, self._held_too_much(pipelines)
+
+    def _worth_writing(self, partition: int, pipeline: Pipeline, emissions: list[Emission]) -> list[Emission]:
+        """Return what is written of *emissions*; where there are none, a commit when it is time for one.
+
+        Raises:
+            PublishError: a record is too large.
+        """
+        reached, kept = self._commits.reached(partition, pipeline), []
+        if not emissions and pipeline.low - reached >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
-            if not await self._write(message, pipeline, emission):
-                return
-        self._telemetry.handled(message.partition, message.offset)
+            if emission.records or emission.letters or emission.final or emission.offset - reached >= _COMMIT_EVERY:
+                refuse_too_large(emission)
+                reached = emission.offset
+                kept.append(emission)
+        return kept
+
+    def _take(self, fed: _Fed, membership: bytes) -> None:
+        partition = fed.message.partition
+        if fed.item is not None:
+            self._telemetry.taken_in(partition, fed.item, fed.took_s, fed.pipeline)
+        for emission in fed.emissions:
+            self._commits.add(partition, fed.pipeline, emission, membership)
+        self._commits.handled(partition, fed.message.offset)
+
+    async def _written(self, emissions: Sequence[tuple[int, Emission]], membership: bytes) -> None:
+        await _in_thread(self._transactions.write, emissions, membership)
+
+    def _superseded(self) -> None:
+        """Note that the group has moved on: all partitions are delivered again, after they are revoked."""
+        self._is_superseded = True
+        self._pipelines.clear()
 
     def _restored(self, partition: int, commit: Commit) -> Pipeline:
         """Return a partition's pipeline as it was committed.
@@ -298,12 +383,6 @@ class Worker:
         """Note progress, from any thread: reading what was written before can take minutes."""
         self._loop.call_soon_threadsafe(self._telemetry.standing.went_on)
 
-    def _fed(
-        self, pipeline: Pipeline, message: faust.types.Message
-    ) -> tuple[RangeChunk | Marker | Unreadable, list[Emission]]:
-        item = self._decoded(message)
-        return item, pipeline.feed(message.offset, item)
-
     def _decoded(self, message: faust.types.Message) -> RangeChunk | Marker | Unreadable:
         headers: Any = message.headers
         topic, partition, offset = message.topic, message.partition, message.offset
@@ -333,40 +412,16 @@ class Worker:
             )
             return Unreadable(header, letter)
 
-    def _check_held(self) -> None:
-        """See that memory is enough for the values of open windows.
-
-        Raises:
-            ConfigError: it may not be.
-        """
-        held, most = sum(pipeline.held_values for pipeline in self._pipelines.values()), self._settings.max_held_values
-        if held > most:
-            raise ConfigError(
-                f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
-                f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
-                "more workers, or allow more where there is memory (up to 30 bytes each)"
-            )
-
-    async def _write(self, message: faust.types.Message, pipeline: Pipeline, emission: Emission) -> bool:
-        if not emission.outputs and not emission.final and emission.offset - pipeline.committed < _COMMIT_EVERY:
-            return True
-        membership = group_metadata(self.app, message.generation_id or 0)
-        began = self._telemetry.clock()
-        try:
-            await _in_thread(self._transactions.write, message.partition, emission, membership)
-        except Superseded as error:
-            self._telemetry.failed(error)
-            self._pipelines.pop(message.partition, None)
-            return False
-        pipeline.committed = emission.offset
-        self._telemetry.committed(emission, began)
-        # A dead letter was told of when it was found.
-        if not any(output.reason for output in emission.outputs):
-            log.info(
-                "windows emitted",
-                extra={"partition": message.partition, "records": len(emission.outputs), "offset": emission.offset},
-            )
-        return True
+    def _held_too_much(self, pipelines: Mapping[int, Pipeline]) -> ConfigError | None:
+        """Return what to raise where memory may not be enough for the values of open windows."""
+        held, most = sum(pipeline.held_values for pipeline in pipelines.values()), self._settings.max_held_values
+        if held <= most:
+            return None
+        return ConfigError(
+            f"open windows hold {held:,} samples for {self._view.method_name}, more than --max-held-values "
+            f"({most:,}): choose a shorter --chunk-size, or a method that holds none (mean, max, stddev), or start "
+            "more workers, or allow more where there is memory (up to 30 bytes each)"
+        )
 
     async def _look_at_ends(self) -> None:
         """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""

@@ -139,6 +139,16 @@ def reads(app: faust.App) -> Mapping[int, Read]:
     return known
 
 
+def arrived(event: faust.EventT[bytes], stream: faust.StreamT[bytes]) -> list[faust.types.Message]:
+    """Return an event's message, and those that wait in the stream's buffer behind it."""
+    messages, queue = [event.message], cast(Any, stream).channel.queue
+    while not queue.empty():
+        messages.append(queue.get_nowait().message)
+    # Else it would be filled again only when all of these are handled.
+    queue.maybe_endorse_pressure_drop()
+    return messages
+
+
 def group_metadata(app: faust.App, generation_id: int) -> bytes:
     """Return this worker's membership as confluent-kafka's ``send_offsets_to_transaction`` wants it.
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import attrgetter
 from typing import Protocol
 
 import numpy as np
@@ -109,7 +107,7 @@ class Holding(Protocol):
 class Telemetry(Exposed):
     """The metrics of one worker.
 
-    Call its methods from one thread, once a message or an emission.
+    Call its methods from one thread, once a message or a transaction.
 
     Args:
         standing: where the worker stands.
@@ -160,30 +158,32 @@ class Telemetry(Exposed):
         self._holdings.forget()
 
     def taken_in(
-        self, partition: int, message: RangeChunk | Marker | Unreadable, began: float, holding: Holding
+        self, partition: int, message: RangeChunk | Marker | Unreadable, took_s: float, holding: Holding
     ) -> None:
-        """Count a message that was decoded and fed to its pipeline since *began*."""
+        """Count a message that took so long to be decoded and fed to its pipeline."""
         kind = {RangeChunk: "chunk", Marker: "marker"}.get(type(message), "unreadable")
         self._messages.labels(kind).inc()
-        self._message_seconds.labels(kind).observe(self.clock() - began)
+        self._message_seconds.labels(kind).observe(took_s)
         if isinstance(message, RangeChunk):
             self._samples.inc(message.series.samples)
         self._holdings.take(partition, holding, message.header.time_range.end_ms if message.header else 0)
+        self.standing.went_on()
 
-    def committed(self, emission: Emission, began: float) -> None:
+    def committed(self, emissions: Sequence[Emission], began: float) -> None:
         """Count what the transaction has brought that *began* then and is committed now."""
         self._commit_seconds.observe(self.clock() - began)
-        for (topic, reason), number in Counter(map(attrgetter("topic", "reason"), emission.outputs)).items():
-            if reason:
-                self._dead_letters.labels(reason).inc(number)
-            else:
-                self._records.labels(topic).inc(number)
-        self._windows_closed.inc(len(emission.window_ends_ms))
-        self._delays.observe(emission.window_ends_ms, self._unix_s())
+        for emission in emissions:
+            for batch in emission.records:
+                self._records.labels(batch.topic).inc(len(batch))
+            for letter in emission.letters:
+                self._dead_letters.labels(letter.reason).inc()
+        ends_ms = [end_ms for emission in emissions for end_ms in emission.window_ends_ms]
+        self._windows_closed.inc(len(ends_ms))
+        self._delays.observe(ends_ms, self._unix_s())
         self.standing.went_on()
 
     def handled(self, partition: int, offset: int) -> None:
-        """Note that all that a message brings is done."""
+        """Note that all that a message brings is committed."""
         self.standing.handled(partition, offset)
 
     def failed(self, error: BaseException) -> None:

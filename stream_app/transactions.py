@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, failure, hand_over, when_settled
+from ingestor.kafka import Cluster, client_config, failure, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
-from stream_app.pipeline import Emission, Output
+from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
@@ -101,30 +102,39 @@ class Transactions:
             return Commit(first, "", first)
         return Commit(stored.offset, stored.metadata or "", first)
 
-    def write(self, partition: int, emission: Emission, group_metadata: bytes) -> None:
-        """Write an emission's records and commit its offset, both or neither.
+    def write(self, emissions: Sequence[tuple[int, Emission]], group_metadata: bytes) -> None:
+        """Write emissions' records, and commit each partition's last offset: all or nothing.
+
+        Args:
+            emissions: with their partitions; of one partition in their order.
+            group_metadata: of the assignment that their messages came in.
 
         Raises:
-            Superseded: this worker lost the partition; nothing was written.
+            Superseded: this worker lost the partitions; nothing was written.
             Fenced: another worker has the slot.
-            PublishError: a record is too large, or anything else; crash, for a retry of the offsets can hang
-                in the library.
+            PublishError: anything else; crash, for a retry of the offsets can hang in the library.
         """
         producer = self._producer
         try:
             producer.begin_transaction()
-            for output in emission.outputs:
-                if len(output.value) > MAX_LETTER_BYTES:
-                    raise _too_large(output)
-                headers = list(output.headers) or None
-                hand_over(
-                    producer, output.topic, output.value, output.key, partition, headers=headers, timeout_s=_TIMEOUT_S
-                )
-            commit = TopicPartition(self._input_topic, partition, emission.offset, emission.metadata)
-            producer.send_offsets_to_transaction([commit], group_metadata, _TIMEOUT_S)
+            for partition, emission in emissions:
+                self._produce(partition, emission)
+            last = dict(emissions)
+            commits = [TopicPartition(self._input_topic, p, one.offset, one.metadata) for p, one in last.items()]
+            producer.send_offsets_to_transaction(commits, group_metadata, _TIMEOUT_S)
             producer.commit_transaction(_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
             self._give_up(error)
+
+    def _produce(self, partition: int, emission: Emission) -> None:
+        for batch in emission.records:
+            # A call a batch, which takes no headers.
+            messages = [{"key": key, "value": value} for key, value in zip(batch.keys, batch.values, strict=True)]
+            if self._producer.produce_batch(batch.topic, messages, partition) < len(messages):
+                # What single ones fail with is not raised.
+                raise KafkaException(next(message["_error"] for message in messages if "_error" in message))
+        for letter in emission.letters:
+            self._producer.produce(letter.topic, letter.value, letter.key, partition, headers=list(letter.headers))
 
     def refuse_other_holder(self, member_id: str) -> None:
         """Look whether another worker has the slot; where the group's coordinator does not tell, do nothing.
@@ -178,9 +188,17 @@ class Transactions:
         )
 
 
-def _too_large(output: Output) -> PublishError:
-    return PublishError(
-        f"the record of {(output.key or b'').decode()} for {output.topic} takes {len(output.value):,} bytes, more than "
-        f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under another "
-        "--topic-prefix)"
-    )
+def refuse_too_large(emission: Emission) -> None:
+    """See that Kafka takes all records of an emission.
+
+    Raises:
+        PublishError: one is too large.
+    """
+    for batch in emission.records:
+        for key, value in zip(batch.keys, batch.values, strict=True):
+            if len(value) > MAX_LETTER_BYTES:
+                raise PublishError(
+                    f"the record of {key.decode()} for {batch.topic} takes {len(value):,} bytes, more than "
+                    f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under "
+                    "another --topic-prefix)"
+                )

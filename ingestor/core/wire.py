@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from ingestor.core.arrow import as_array, as_column
 from ingestor.core.chunk import Header, Int64Array, Marker, RangeChunk, Refused, SeriesColumns
 from ingestor.core.declared import declared_bytes
 from ingestor.core.durations import LATEST_MS
@@ -53,8 +54,8 @@ def encode_series(series: SeriesColumns) -> bytes:
     *series.offsets* may start above zero: samples outside them are not written.
     """
     first, last = int(series.offsets[0]), int(series.offsets[-1])
-    offsets = pa.array((series.offsets - first).astype(np.int32))
-    timestamps = pa.array(series.timestamps_ms[first:last]).view(_TIMESTAMP)
+    offsets = as_column((series.offsets - first).astype(np.int32), pa.int32())
+    timestamps = as_column(series.timestamps_ms[first:last], _TIMESTAMP)
     columns = [
         series.namespace,
         series.pod,
@@ -62,9 +63,9 @@ def encode_series(series: SeriesColumns) -> bytes:
         series.metric,
         series.type,
         series.labels,
-        pa.array(series.fingerprint),
+        as_column(series.fingerprint, pa.uint64()),
         pa.ListArray.from_arrays(offsets, timestamps),
-        pa.ListArray.from_arrays(offsets, pa.array(series.values[first:last])),
+        pa.ListArray.from_arrays(offsets, as_column(series.values[first:last], pa.float64())),
     ]
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, SCHEMA, options=_WRITE_OPTIONS) as writer:
@@ -91,8 +92,8 @@ def decode_series(value: bytes) -> SeriesColumns:
         batch.validate(full=True)
         _check_nulls(batch)
         timestamps, values = batch.column("timestamps"), batch.column("values")
-        offsets = timestamps.offsets.to_numpy()
-        if not np.array_equal(offsets, values.offsets.to_numpy()):
+        offsets = as_array(timestamps.offsets)
+        if not np.array_equal(offsets, as_array(values.offsets)):
             raise MalformedMessage("a range chunk has unequal numbers of timestamps and values")
         return SeriesColumns(
             namespace=batch.column("namespace"),
@@ -101,10 +102,10 @@ def decode_series(value: bytes) -> SeriesColumns:
             metric=batch.column("metric"),
             type=batch.column("type"),
             labels=batch.column("labels"),
-            fingerprint=batch.column("fingerprint").to_numpy(),
+            fingerprint=as_array(batch.column("fingerprint")),
             offsets=offsets.astype(np.int64),
-            timestamps_ms=timestamps.values.view(pa.int64()).to_numpy(),
-            values=values.values.to_numpy(),
+            timestamps_ms=as_array(timestamps.values.view(pa.int64())),
+            values=as_array(values.values),
         )
     except (pa.ArrowException, StopIteration, OSError, ValueError) as error:
         raise MalformedMessage(f"a range chunk cannot be read: {error}") from error

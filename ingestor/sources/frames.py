@@ -31,7 +31,7 @@ _SHORTEST_CHUNK_BYTES = 8
 _LONGEST_ESCAPE_BYTES = 6
 
 # What the scanner notes, and how it ends.
-_CONSUMED, _SERIES, _CHUNKS, _TEXT, _HISTOGRAMS, _ENCODING, _NOTES = range(7)
+_CONSUMED, _SERIES, _CHUNKS, _TEXT, _SAMPLES, _HISTOGRAMS, _ENCODING, _NOTES = range(8)
 _FINE, _MALFORMED, _WRONG_CRC, _TOO_LARGE, _UNKNOWN_ENCODING = range(5)
 _COMPLAINTS = {
     _MALFORMED: "a frame is malformed",
@@ -58,6 +58,8 @@ class Frames:
     starts: Int64Array
     """Shape (chunks,), where each chunk of floats begins in the piece."""
     ends: Int64Array
+    samples: int
+    """As many as the chunks of floats say that they hold."""
     histograms: int
     """Samples in chunks of native histograms, which are left out."""
 
@@ -93,6 +95,7 @@ def scan_frames(data: Bytes, size: int, without: dict[str, str] | None = None) -
         first_chunks[: series + 1],
         starts[:chunks],
         ends[:chunks],
+        int(notes[_SAMPLES]),
         int(notes[_HISTOGRAMS]),
     )
 
@@ -330,12 +333,14 @@ def _chunk(data: Any, at: int, end: int, starts: Int64Array, ends: Int64Array, n
         return _UNKNOWN_ENCODING
     if stop - start < 2:
         return _MALFORMED
+    samples = np.int64(data[start]) << 8 | np.int64(data[start + 1])
     if encoding == _XOR:
         chunk = notes[_CHUNKS]
         starts[chunk], ends[chunk] = start, stop
         notes[_CHUNKS] = chunk + 1
+        notes[_SAMPLES] += samples
     else:
-        notes[_HISTOGRAMS] += np.int64(data[start]) << 8 | np.int64(data[start + 1])
+        notes[_HISTOGRAMS] += samples
     return _FINE
 
 

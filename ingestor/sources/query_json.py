@@ -15,8 +15,8 @@ import numba
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from ingestor.core.arrow import as_array
 from ingestor.core.chunk import Float64Array, Int64Array
 from ingestor.core.errors import QueryRejected, SourceUnavailable
 from ingestor.sources.base import SeriesBlock, canonical_labels
@@ -126,7 +126,7 @@ def _fill_odd_values(data: Bytes, odd: Int64Array, values: Float64Array) -> None
     _gather(data, odd, offsets, cast("Bytes", gathered))
     texts = pa.LargeStringArray.from_buffers(len(odd), pa.py_buffer(offsets), pa.py_buffer(gathered))
     try:
-        values[odd[:, 0]] = pc.cast(texts, pa.float64()).to_numpy()
+        values[odd[:, 0]] = as_array(texts.cast(pa.float64()))
     except pa.ArrowInvalid as error:
         raise SourceUnavailable("the answer holds a value that is not a number") from error
 

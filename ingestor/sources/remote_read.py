@@ -6,14 +6,14 @@ import re
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
-from typing import Unpack, cast
+from typing import TypeVar, Unpack, cast
 
 import numpy as np
 import pyarrow as pa
 import requests
 import yaml
 
-from ingestor.core.chunk import Int64Array
+from ingestor.core.chunk import Float64Array, Int64Array
 from ingestor.core.errors import ConfigError, QueryRejected, SourceUnavailable, TooManySamples
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.selector import Matcher, Selector, any_of
@@ -22,6 +22,8 @@ from ingestor.sources.frames import UnknownEncodingError, scan_frames
 from ingestor.sources.http import NOT_SUPPORTED, HttpApi, HttpSettings, described, error_text, retry_after_s, shortened
 from ingestor.sources.xor import MOST_SAMPLES_A_CHUNK, NO_ROOM, PADDING_BYTES, Bytes, decode_chunks
 from ingestor.yaml_text import composed, is_null
+
+_Numbers = TypeVar("_Numbers", Int64Array, Float64Array)
 
 _STREAMED = "application/x-streamed-protobuf"
 _HEADERS = {
@@ -175,9 +177,8 @@ class _Samples:
 
     def __init__(self, time_range: TimeRange, most: int, external: dict[str, str]) -> None:
         self._time_range, self._most, self._external = time_range, most, external
-        # Pages that stay untouched cost nothing, and nothing is ever copied to grow.
-        self._timestamps_ms = np.empty(most + MOST_SAMPLES_A_CHUNK, np.int64)
-        self._values = np.empty(most + MOST_SAMPLES_A_CHUNK, np.float64)
+        self._timestamps_ms: list[Int64Array] = [np.empty(0, np.int64)]
+        self._values: list[Float64Array] = [np.empty(0)]
         self._label_sets: list[bytes] = []
         self._lengths: list[Int64Array] = []
         self._full = self._histograms = 0
@@ -190,20 +191,26 @@ class _Samples:
         self._histograms += frames.histograms
         if not frames.label_sets:
             return
+        # No more room than that: memory that the system has to clear costs as much as decoding.
+        room = min(frames.samples, self._most - self._full + MOST_SAMPLES_A_CHUNK)
+        timestamps_ms, values = np.empty(room, np.int64), np.empty(room, np.float64)
         kept = decode_chunks(
             piece,
             frames.starts,
             frames.ends,
             self._time_range.start_ms,
             self._time_range.end_ms,
-            self._timestamps_ms[self._full :],
-            self._values[self._full :],
+            timestamps_ms,
+            values,
         )
         if (kept < 0).any():
             if NO_ROOM in kept:
                 raise TooManySamples(f"more than {self._most} samples at once")
             raise SourceUnavailable("a chunk is cut or malformed")
-        self._full += int(kept.sum())
+        full = int(kept.sum())
+        self._timestamps_ms.append(timestamps_ms[:full])
+        self._values.append(values[:full])
+        self._full += full
         self._label_sets += frames.label_sets
         self._lengths.append(np.add.reduceat(kept, frames.first_chunks[:-1]))
 
@@ -212,7 +219,7 @@ class _Samples:
         numbers: dict[bytes, int] = {}
         series = np.array([numbers.setdefault(labels, len(numbers)) for labels in self._label_sets], np.int64)
         lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
-        timestamps_ms, values = self._timestamps_ms[: self._full], self._values[: self._full]
+        timestamps_ms, values = _joined(self._timestamps_ms), _joined(self._values)
         if (np.diff(series) < 0).any():
             # No server sends a series in parts with others between them, but nothing forbids it.
             order = np.argsort(np.repeat(series, lengths), kind="stable")
@@ -220,6 +227,11 @@ class _Samples:
         offsets = np.zeros(len(numbers) + 1, np.int64)
         np.cumsum(np.bincount(series, lengths, len(numbers)).astype(np.int64), out=offsets[1:])
         return SeriesBlock(list(numbers), offsets, timestamps_ms, values, self._histograms, RemoteReadSource.name)
+
+
+def _joined(parts: list[_Numbers]) -> _Numbers:
+    """Lay parts, of which the first is empty, one behind the other; most answers have one besides."""
+    return parts[-1] if len(parts) <= 2 else cast("_Numbers", np.concatenate(parts))
 
 
 def _pieces(response: requests.Response, samples: _Samples) -> Iterator[tuple[Bytes, int]]:

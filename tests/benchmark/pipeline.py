@@ -1,9 +1,9 @@
 """One run from Prometheus to records or files: the product's own commands, timed from outside.
 
 The clock starts when the poller has stored its job's first position, which it does before it asks for a single
-sample: interpreters, imports, connections and the worker's group are there by then, compiled kernels are not yet
-loaded. It stops when the worker's log says that the last record is committed, or the file sink that the files are
-whole. Each process' CPU seconds are those between the two; a poller's end with its last range.
+sample, and behind what loads only once: interpreters, imports, connections, the poller's compiled kernels and the
+worker's group are there by then. It stops when the worker's log says that the last record is committed, or the file
+sink that the files are whole. Each process' CPU seconds are those between the two; a poller's end with its last range.
 """
 
 from __future__ import annotations

@@ -155,7 +155,7 @@ class Stages:
         with self.clock.stage("send"):
             for partition, of_partition in enumerate(emissions):
                 for emission in of_partition:
-                    transactions.write(partition, emission, membership)
+                    transactions.write([(partition, emission)], membership)
         consumer.close()
 
 
@@ -185,8 +185,8 @@ class _Reading(Worker):
         await self._done.wait()
         await self.app.stop()
 
-    async def _handle(self, _: object) -> None:
-        self._left -= 1
+    async def _handle(self, messages: Sequence[object]) -> None:
+        self._left -= len(messages)
         if not self._left:
             self._done.set()
 

@@ -17,6 +17,7 @@ from commands import view_of
 from confluent_kafka import Consumer
 from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
+from mode.utils.queues import ThrowableQueue
 
 from ingestor.kafka import connect, ensure_topics
 from ingestor.local.kafka import LocalKafka
@@ -73,8 +74,11 @@ def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka)
         (driver.Consumer, "_new_consumer_thread"),
         (driver.Consumer, "_wait_next_records"),
         (driver.Consumer, "_get_active_partitions"),
+        # Called, to take all that a stream's buffer has.
+        (ThrowableQueue, "maybe_endorse_pressure_drop"),
     ]:
         assert callable(getattr(owner, name))
+    assert isinstance(worker.topic("any").queue, ThrowableQueue)
     assert "self._create_worker_consumer(" in inspect.getsource(driver.AIOKafkaConsumerThread._create_consumer)
     assert "self._new_consumer_thread()" in inspect.getsource(ThreadDelegateConsumer.__init__)
     assert "self._wait_next_records(" in inspect.getsource(driver.Consumer.getmany)

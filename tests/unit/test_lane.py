@@ -85,6 +85,18 @@ def test_a_range_that_is_too_large_is_read_in_shorter_ones() -> None:
     assert sum(found.length_ms for found in published) == 100_000
 
 
+def test_what_follows_is_read_while_a_range_is_published() -> None:
+    """What is taken is not read again, and makes room, before the position says that it is published."""
+    reader = MemoryReader(1_000)
+    history = lane(reader, [60_000], 20_000, Bounds(20_000, 30_000))
+    taken = []
+    while history.fill():
+        taken.append(history.take().time_range)
+        assert history.position.position_ms == 0
+    assert taken == reader.asked == [TimeRange(start, start + 20_000) for start in (0, 20_000, 40_000)]
+    assert reader.looked_back == [0]
+
+
 def test_no_more_is_read_ahead_than_may_be_in_memory() -> None:
     """One range is always read, however large; others only as the bound allows."""
     reader = MemoryReader(1_000)

@@ -50,16 +50,15 @@ def fed(clock: Clock) -> Telemetry:
     view = View(ChunkSize.parse("5m"), "median")
     pipeline = Pipeline(view, 0, "")
     for offset, (headers, value) in enumerate(builders.messages(history.samples(), RANGES)[3][:-1]):
-        began, message = clock(), wire.decode(headers, value)
+        message = wire.decode(headers, value)
         emissions = pipeline.feed(offset, message)
-        clock.s += 0.02
-        telemetry.taken_in(3, message, began, pipeline)
+        telemetry.taken_in(3, message, 0.02, pipeline)
         for one in emissions:
             began = clock()
             clock.s += 0.3
-            telemetry.committed(one, began)
+            telemetry.committed([one], began)
         telemetry.handled(3, offset)
-    telemetry.committed(emission(Output("x.dead-letters", None, b"", reason="value")), clock())
+    telemetry.committed([emission(Output("x.dead-letters", None, b"", reason="value"))], clock())
     telemetry.failed(PublishError("away"))
     return telemetry
 
@@ -123,8 +122,9 @@ def test_delays_are_a_histogram_like_any_other() -> None:
     """All windows of an emission at once, each in its bucket and all above; what ends in the future is not late."""
     telemetry = Telemetry(Standing(), unix_s=lambda: NOW_S)
     delays_s = [-5.0, 0.5, 1.0, 1.5, 100.0, 86_400.0, 5e6]
-    telemetry.committed(emission(ends_ms=tuple(int((NOW_S - s) * 1000) for s in delays_s)), telemetry.clock())
-    telemetry.committed(emission(), telemetry.clock())
+    ends_ms = [int((NOW_S - s) * 1000) for s in delays_s]
+    telemetry.committed([emission(ends_ms=(end_ms,)) for end_ms in ends_ms[:3]], telemetry.clock())
+    telemetry.committed([emission(ends_ms=tuple(ends_ms[3:])), emission()], telemetry.clock())
     seen = scraped(telemetry)
     for bound in DELAY_BUCKETS:
         assert seen[f"emission_delay_seconds_bucket {float(bound)}"] == sum(s <= bound for s in delays_s), bound
