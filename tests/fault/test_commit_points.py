@@ -115,7 +115,7 @@ def test_the_worker(
     apis = (
         Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN
     )  # fmt: skip
-    kill_at_each([*points(mine, Api.INIT_PRODUCER_ID, Api.END_TXN), *points(mine, *apis, nth=2)], child, net)
+    kill_at_each(points(mine, Api.INIT_PRODUCER_ID, *apis), child, net)
     with child:
         wait_until_windowed(broker, view, child)
     assert_right(broker, view, tmp_path / "data", samples)

@@ -60,7 +60,7 @@ def test_frozen_pollers_and_workers(
     stops = {
         "open": net.stop_at(Point(Api.END_TXN, is_answered=False, nth=3, of=b"frozen-open.poller.backfill")),
         "done": net.stop_at(Point(Api.END_TXN, is_answered=True, nth=3, of=b"frozen-done.poller.backfill")),
-        "writing": net.stop_at(Point(Api.END_TXN, is_answered=False, nth=3, of=b"frozen-writing.view.")),
+        "writing": net.stop_at(Point(Api.END_TXN, is_answered=False, of=b"frozen-writing.view.")),
     }
     with ExitStack() as stack:
         for one in frozen.values():
