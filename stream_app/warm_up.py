@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import pyarrow as pa
 
 from ingestor.core import wire
+from ingestor.core.arrow import maps, texts
 from ingestor.core.chunk import Header, SeriesColumns
 from ingestor.core.time_range import TimeRange
 from stream_app.pipeline import Pipeline
@@ -29,15 +29,15 @@ def warm_up(view: View) -> None:
 
 
 def _series() -> SeriesColumns:
-    kinds = pa.array(["gauge", "counter"]).dictionary_encode()
-    same = pa.array(["warm-up"] * len(kinds)).dictionary_encode()
+    kinds = texts(["gauge", "counter"]).dictionary_encode()
+    same = texts(["warm-up"] * len(kinds)).dictionary_encode()
     return SeriesColumns(
         namespace=same,
         pod=same,
         service=same,
         metric=kinds,
         type=kinds,
-        labels=pa.array([[]] * len(kinds), pa.map_(pa.string(), pa.string())),
+        labels=maps([[]] * len(kinds)),
         fingerprint=np.arange(len(kinds), dtype=np.uint64),
         offsets=np.arange(len(kinds) + 1) * _SAMPLES,
         timestamps_ms=np.tile(np.arange(_WHOLE.start_ms, _WHOLE.start_ms + _SAMPLES), len(kinds)),

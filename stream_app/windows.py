@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ingestor.core.arrow import as_array, as_column, texts
 from ingestor.core.chunk import LOOKBACK_MS, SeriesColumns, UInt64Array
 from ingestor.core.durations import ChunkSize
 from stream_app.aggregations import (
@@ -33,6 +34,8 @@ from stream_app.states import Columns, Counted, Counts, Extremes, Held, Latest, 
 
 _Name = TypeVar("_Name")
 Column = Literal["group", "metric"]
+
+_NO_POD = texts([""])[0]
 
 _MERGE_ABOVE = 100_000
 """Merge the partials of open windows when so many more have come: a day-long window
@@ -377,7 +380,7 @@ class GroupWindows:
     def _rows_of_tables(self, series: SeriesColumns) -> Iterator[tuple[_Table, npt.NDArray[np.bool_] | None]]:
         """Yield each table and which rows of *series* are its; None: all."""
         names, kinds = series.metric.dictionary.to_pylist(), series.type.dictionary.to_pylist()
-        codes = series.metric.indices.to_numpy().astype(np.int64) * len(kinds) + series.type.indices.to_numpy()
+        codes = as_array(series.metric.indices).astype(np.int64) * len(kinds) + as_array(series.type.indices)
         distinct, inverse = np.unique(codes, return_inverse=True)
         reductions = [
             self._reduction(names[code // len(kinds)], kinds[code % len(kinds)]) for code in distinct.tolist()
@@ -407,12 +410,12 @@ class GroupWindows:
         fields = [series.namespace, series.service, *([series.pod] if self._by_pod else [])]
         codes = np.zeros(len(series), np.int64)
         for field in fields:
-            codes = codes * len(field.dictionary) + field.indices.to_numpy()
+            codes = codes * len(field.dictionary) + as_array(field.indices)
         distinct, inverse = np.unique(codes, return_inverse=True)
         values: list[list[str]] = []
         for field in reversed(fields):
             distinct, at = np.divmod(distinct, len(field.dictionary))
-            values.append(field.dictionary.take(pa.array(at)).to_pylist())
+            values.append(field.dictionary.take(as_column(np.asarray(at, np.int64), pa.int64())).to_pylist())
         *pods, services, namespaces = values
         ids = [
             self._groups.id(Group(namespace, pod, service))
@@ -424,7 +427,7 @@ class GroupWindows:
 
     def _metric_ids(self, series: SeriesColumns) -> Int64Array:
         ids = [self._metrics.id(name) for name in series.metric.dictionary.to_pylist()]
-        ids_of_rows: Int64Array = np.array(ids, np.int64)[series.metric.indices.to_numpy()]
+        ids_of_rows: Int64Array = np.array(ids, np.int64)[as_array(series.metric.indices)]
         return ids_of_rows
 
     def _forget_unused(self) -> None:
@@ -485,8 +488,8 @@ def _starts(changes: npt.NDArray[np.bool_]) -> Int64Array:
 
 def _has_pod(series: SeriesColumns) -> npt.NDArray[np.bool_]:
     """Return which rows are of a pod: a poller may be told to read nodes and the control plane too."""
-    without = series.pod.dictionary.index(pa.scalar("")).as_py()
-    has_pod: npt.NDArray[np.bool_] = series.pod.indices.to_numpy() != without
+    without = series.pod.dictionary.index(_NO_POD).as_py()
+    has_pod: npt.NDArray[np.bool_] = as_array(series.pod.indices) != without
     return has_pod
 
 
