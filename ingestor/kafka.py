@@ -17,6 +17,7 @@ from confluent_kafka import (
     KafkaError,
     KafkaException,
     Message,
+    Producer,
     TopicCollection,
     TopicPartition,
 )
@@ -39,6 +40,8 @@ _FIRST_LOOK_S = 1.0
 _CHECKED_BROKERS = 3
 
 _SETTLED_S = 30.0
+
+_ROOM_S = 0.05
 
 _READ_TO_END_S = 90.0
 """Longer than a crashed writer's transaction stays open (30 s)."""
@@ -345,6 +348,34 @@ def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
                 waiting[partition], why = latest, reason(error)
         if waiting:
             time.sleep(0.05)
+
+
+def hand_over(producer: Producer, topic: str, value: bytes, *more: Any, timeout_s: float, **named: Any) -> None:
+    """Give a message to the library, which sends it; wait while its queue is full, as of a slow broker.
+
+    Args:
+        producer: whose queue.
+        topic: where to.
+        value: the message's.
+        more: what ``produce`` takes.
+        timeout_s: for one message.
+        named: what ``produce`` takes.
+
+    Raises:
+        BufferError: there was no room for so long.
+    """
+    deadline = None
+    while True:
+        try:
+            producer.produce(topic, value, *more, **named)
+        except BufferError:
+            deadline = deadline or time.monotonic() + timeout_s
+            if time.monotonic() > deadline:
+                raise
+            # Room is made when what was sent is acknowledged; poll takes note of that.
+            producer.poll(_ROOM_S)
+        else:
+            return
 
 
 def assigned_consumer(cluster: Cluster, name: str, **settings: Any) -> Consumer:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ingestor.core import wire
 from ingestor.core.chunk import Header, Refused
 from ingestor.core.errors import Fenced, PublishError
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics, message_key
-from ingestor.kafka import Cluster, client_config, failure
+from ingestor.kafka import Cluster, client_config, failure, hand_over
 from ingestor.packing import PackedRange
 from ingestor.positions import Position
 from ingestor.workloads import Pod
@@ -102,7 +102,7 @@ class Publisher:
                     header = Header(position.job, time_range, sequence, source, position.revision, recheck)
                     self._send(partition, kind, header, value, packed.incomplete if kind == "marker" else ())
             for pod, service in (placed or {}).items():
-                self._producer.produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
+                self._produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
             self._store(moved)
 
         self._in_transaction(write)
@@ -144,10 +144,13 @@ class Publisher:
 
     def _send(self, partition: int, kind: str, header: Header, value: bytes, incomplete: Sequence[Refused]) -> None:
         headers = wire.headers(kind, header, incomplete)
-        self._producer.produce(self._topics.range_chunks, value, None, partition, headers=list(headers))
+        self._produce(self._topics.range_chunks, value, None, partition, headers=list(headers))
 
     def _store(self, position: Position) -> None:
-        self._producer.produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
+        self._produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
+
+    def _produce(self, topic: str, value: bytes, key: bytes | None, partition: int, **more: Any) -> None:
+        hand_over(self._producer, topic, value, key, partition, timeout_s=_TIMEOUT_S, **more)
 
     def _in_transaction(self, write: Callable[[], None]) -> None:
         try:
@@ -161,6 +164,11 @@ class Publisher:
                     f"another poller of {self._command} has taken over, or cancelled it, or this one stood still for "
                     f"more than {_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job (--on-conflict wait stands "
                     "by), and start it again if it is this one"
+                ) from error
+            if cause is not None and cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - no public name
+                raise PublishError(
+                    f"a range was not committed: Kafka has not taken it within {_TIMEOUT_S:.0f} s ({cause.str()}): "
+                    "where the way to it is slow give a smaller --range-samples"
                 ) from error
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error

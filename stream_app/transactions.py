@@ -169,6 +169,11 @@ class Transactions:
             if cause.name() in _STALE_MEMBER:
                 raise Superseded from error
         self._refuse_replaced(cause, error)
+        if cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - the library has no public name for it
+            raise PublishError(
+                f"records were not committed: Kafka has not answered for {_TIMEOUT_S:.0f} s, or this worker stood still"
+                ": start it again, it goes on from its commit"
+            ) from error
         raise failure(cause, "records were not committed") from error
 
     def _refuse_replaced(self, cause: KafkaError, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +16,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
+import consuming
 import files
 import history
 import oracle
 import pandas as pd
 import records
 from commands import WHEN, ingestor, stream_app, view_flags, view_of, wait_until_windowed, worker, write_files
+from commands import run as run_command
 from proxied_kafka import ProxiedKafka
 from supervised import Supervised
 from tcp_proxy import TcpProxy
@@ -29,6 +32,7 @@ from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
 from ingestor.local.server import Server
 from ingestor.options import cluster_arguments
+from stream_app.records import record_key
 
 BEGINS_S = 3.0
 SLOW_BYTES_PER_S = 40_000.0
@@ -36,6 +40,8 @@ RANGE_SAMPLES = 1_000
 VIEW = view_of("storm", "30s", "mean", "pod", "service")
 WORKERS = ("worker 0", "worker 1")
 JOINER = "worker 2"
+READERS = ("files", "raw files", "model")
+RAW = "samples in raw files"
 SUFFIXES = {"pod": "", "service": ".service"}
 
 
@@ -49,9 +55,9 @@ class Kind(NamedTuple):
 
 NETWORKS = ("Kafka", "Prometheus", "both")
 KINDS = (
-    Kind("SIGKILL", ("poller", *WORKERS, "files"), (0.0, 0.0)),
+    Kind("SIGKILL", ("poller", *WORKERS, *READERS), (0.0, 0.0)),
     # Longer than the session time-out, 10 s.
-    Kind("SIGSTOP", ("poller", *WORKERS, "files"), (11.0, 15.0)),
+    Kind("SIGSTOP", ("poller", *WORKERS, *READERS), (11.0, 15.0)),
     Kind("server killed", NETWORKS, (0.5, 6.0)),
     Kind("server stopped", NETWORKS, (2.0, 14.0)),
     Kind("connections cut", NETWORKS, (0.0, 0.0)),
@@ -99,7 +105,7 @@ class Outcome:
     ends: Counter[str]
     """How processes ended by themselves, by their exit codes."""
     compared: dict[str, records.Compared]
-    """By where: each topic, and the files of each grouping."""
+    """By where: each topic, the files of each grouping, what the model has processed, and `RAW`."""
 
     @property
     def is_right(self) -> bool:
@@ -110,8 +116,8 @@ class Outcome:
 
     @property
     def checked(self) -> int:
-        """Windows of pods and services, in topics and in files."""
-        return sum(compared.expected for compared in self.compared.values())
+        """Windows of pods and services, in topics, in files and in the model."""
+        return sum(compared.expected for where, compared in self.compared.items() if where != RAW)
 
     def __str__(self) -> str:
         return "\n".join(
@@ -175,6 +181,13 @@ class Storm:
         where = ["--topic-prefix", VIEW.topics.prefix, *cluster_arguments(self.broker.way_in.cluster)]
         sink = stream_app("files", "--storage", str(self.storage), *where, *view_flags(VIEW))
         self._others["files"] = Supervised(Child(sink, log_path=self.folder / "files.log"))
+        self._raw_files = stream_app("raw-files", "--storage", str(self.folder / "raw"), *where)
+        self._others["raw files"] = Supervised(Child(self._raw_files, log_path=self.folder / "raw-files.log"))
+        cluster = self.broker.way_in.cluster
+        model = [consuming.__file__, cluster.bootstrap_servers, VIEW.topics.prefix, str(self.folder / "processed")]
+        self._others["model"] = Supervised(
+            Child([sys.executable, *model, "--name", "model-0"], log_path=self.folder / "model.log")
+        )
         self._poller = ingestor(
             "backfill", "--url", f"http://127.0.0.1:{self.prometheus_net.port}", *WHEN, "--preset", "none", *where,
             "--range-samples", str(RANGE_SAMPLES), "--max-samples-per-second", f"{self.samples_per_s:.0f}",
@@ -183,7 +196,7 @@ class Storm:
     def blow(self, planned: list[Fault]) -> None:
         """Start everything, and let time pass with the faults in it."""
         self._second_poller()
-        for name in (*WORKERS, "files"):
+        for name in (*WORKERS, *READERS):
             self._others[name].join()
         steps = [
             (at_s, act)
@@ -209,9 +222,13 @@ class Storm:
                 done.result()
             except TimeoutError as error:
                 raise TimeoutError(self._last_words()) from error
-        self._others["files"].leave()
-        self._wait_for(lambda: self._others["files"].child.poll() is not None, 30)
+        written = self._written()
+        self._wait_for(lambda: written <= self._processed().keys(), 60)
+        for name in READERS:
+            self._others[name].leave()
+        self._wait_for(lambda: all(self._others[name].child.poll() is not None for name in READERS), 30)
         write_files(self.broker, VIEW, self.storage)
+        run_command([*self._raw_files, "--until-idle", "--idle", "1ms"])
 
     def compare(self, held: pd.DataFrame) -> dict[str, records.Compared]:
         """Compare all that was written with what Prometheus holds."""
@@ -224,7 +241,48 @@ class Storm:
             cells = files.read(self.storage, pods=group_by == "pod", suffix=SUFFIXES[group_by])
             expected = oracle.windows(held, str(VIEW.chunk_size), VIEW.method, group_by)
             found[f"files of {group_by}s"] = records.compare_cells(cells, expected)
+        found["the model"] = self._compare_processed()
+        found[RAW] = self._compare_raw(held)
         return found
+
+    def _written(self) -> set[tuple[str, int]]:
+        """Return all pods' windows on the sink topic, as a model knows them."""
+        found = records.read(self.broker.cluster, VIEW.topics.pods)
+        return {(record_key(r.namespace, r.pod, r.service).decode(), r.window_start_ms) for r in found}
+
+    def _processed(self) -> Counter[tuple[str, int]]:
+        """Return how often the model has processed each window."""
+        path = self.folder / "processed"
+        # A kill may have cut the last line of a life.
+        rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return Counter((row[0], int(row[1])) for row in rows if len(row) == 3)
+
+    def _compare_processed(self) -> records.Compared:
+        """See that each window was processed; again only what was not committed, which nobody can count from here."""
+        written, processed = self._written(), self._processed()
+        return records.Compared(
+            len(written),
+            processed.total(),
+            missing=[(*name, 0) for name in sorted(written - processed.keys())],
+            extra=[(*name, 0) for name in sorted(processed.keys() - written)],
+        )
+
+    def _compare_raw(self, held: pd.DataFrame) -> records.Compared:
+        """Compare the samples in the raw files with those that Prometheus holds."""
+        names = ["namespace", "pod", "metric", "timestamp", "value"]
+        frame = pd.read_parquet(self.folder / "raw")
+        frame = frame.assign(timestamp=frame["timestamp"].astype("datetime64[ms, UTC]").astype("int64"))
+        expected, found = (
+            Counter(one[names].astype({"metric": str}).itertuples(index=False, name=None)) for one in (held, frame)
+        )
+        more = found - expected
+        return records.Compared(
+            expected.total(),
+            found.total(),
+            missing=sorted(expected - found),
+            doubled=[sample for sample in more if sample in expected],
+            extra=[sample for sample in more if sample not in expected],
+        )
 
     def ends(self) -> Counter[str]:
         """Return how processes ended by themselves; each has said why, in a line."""
@@ -235,7 +293,7 @@ class Storm:
             assert "Traceback" not in log or one in self._others.values(), log
             own = {code: count for code, count in one.ends.items() if code not in (0, -signal.SIGKILL)}
             assert own.keys() <= {1, 2}, f"{one.child.log_path}: {own}"
-            assert log.count("error: ") >= sum(own.values()), f"somebody ended without a word: {own}\n{log}"
+            assert log.count("rror: ") >= sum(own.values()), f"somebody ended without a word: {own}\n{log}"
             found.update({f"exit code {code}": count for code, count in own.items()})
         for replaced in self.pollers[:-1]:
             # It may have been killed, have found no broker, or have ended the job before the other one came.

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -17,7 +17,7 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(eq=False)
-class _Connection:
+class Connection:
     """Both ends of one client's connection."""
 
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -44,7 +44,7 @@ class TcpProxy:
         self.cut = 0
         """Connections that were dropped in the middle of something."""
         self._target_port = target_port
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._bytes_per_s: float | None = None
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="tcp-proxy")
         self._is_ready = threading.Event()
@@ -55,7 +55,7 @@ class TcpProxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._soon(self._ends.set)
+        self.soon(self._ends.set)
         self._thread.join()
 
     def cut_connections(self) -> None:
@@ -65,15 +65,15 @@ class TcpProxy:
             for connection in self._connections:
                 connection.is_doomed = True
 
-        self._soon(doom)
+        self.soon(doom)
 
     def stall(self) -> None:
         """Carry nothing, and keep all connections."""
-        self._soon(self._flows.clear)
+        self.soon(self._flows.clear)
 
     def slow(self, bytes_per_s: float) -> None:
         """Carry so much a second of each connection and direction."""
-        self._soon(lambda: setattr(self, "_bytes_per_s", bytes_per_s))
+        self.soon(lambda: setattr(self, "_bytes_per_s", bytes_per_s))
 
     def refuse(self) -> None:
         """Drop all connections, and drop new ones as they come."""
@@ -83,7 +83,7 @@ class TcpProxy:
             for connection in self._connections:
                 connection.reset()
 
-        self._soon(go)
+        self.soon(go)
 
     def heal(self) -> None:
         """Carry everything again, at once."""
@@ -92,9 +92,10 @@ class TcpProxy:
             self._accepts, self._bytes_per_s = True, None
             self._flows.set()
 
-        self._soon(come)
+        self.soon(come)
 
-    def _soon(self, act: Callable[[], object]) -> None:
+    def soon(self, act: Callable[[], object]) -> None:
+        """Have the proxy's thread do something."""
         self._loop.call_soon_threadsafe(act)
 
     async def _serve(self) -> None:
@@ -108,7 +109,7 @@ class TcpProxy:
                 connection.reset()
 
     async def _come(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = _Connection([writer])
+        connection = Connection([writer])
         self._connections.add(connection)
         try:
             if not self._accepts:
@@ -129,18 +130,38 @@ class TcpProxy:
             self._connections.discard(connection)
             connection.reset()
 
-    async def _carry(self, connection: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _carry(self, connection: Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(_PIECE):
-                await self._flows.wait()
-                if self._bytes_per_s is not None:
-                    await asyncio.sleep(len(data) / self._bytes_per_s)
-                if connection.is_doomed:
-                    self.cut += 1
-                    data = data[: len(data) // 2]
-                writer.write(data)
-                await writer.drain()
+                async for piece in self.pieces(connection, data, asks=writer is not connection.writers[0]):
+                    await self._pass_on(connection, piece, writer)
                 if connection.is_doomed:
                     return
         except OSError:
             pass
+
+    async def pieces(
+        self,
+        connection: Connection,  # noqa: ARG002 - for those that know what they carry
+        data: bytes,
+        *,
+        asks: bool,  # noqa: ARG002 - the same
+    ) -> AsyncIterator[bytes]:
+        """Yield what to pass on of *data*, and when.
+
+        Args:
+            connection: whose it is.
+            data: as it came, cut anywhere.
+            asks: whether the client says it.
+        """
+        yield data
+
+    async def _pass_on(self, connection: Connection, data: bytes, writer: asyncio.StreamWriter) -> None:
+        await self._flows.wait()
+        if self._bytes_per_s is not None:
+            await asyncio.sleep(len(data) / self._bytes_per_s)
+        if connection.is_doomed:
+            self.cut += 1
+            data = data[: len(data) // 2]
+        writer.write(data)
+        await writer.drain()

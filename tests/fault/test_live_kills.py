@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import chunks
 import click
 import exporter
-import oracle
 import pandas as pd
 import pytest
-import requests
+import scraped
 from commands import ingestor, view_of, worker
 
-from ingestor.core.time_range import TimeRange, floor_ms, iso
+from ingestor.core.time_range import TimeRange, floor_ms
 from ingestor.core.topics import Topics
-from ingestor.kafka import connect, partition_counts, read_to_end
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import Child, free_port
+from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.positions import Position, read_positions
-from stream_app.records import Record, decode_record
-from stream_app.view import View
 
 LASTS_S = 120.0
 WINDOW_MS = 2_000
@@ -82,22 +76,7 @@ class Poller:
 @pytest.fixture
 def scraping(tmp_path: Path) -> Iterator[LocalPrometheus]:
     """A Prometheus that scrapes a real exporter every second."""
-    port = free_port()
-    program = [sys.executable, exporter.__file__, str(port), str(LASTS_S / 3), str(LASTS_S * 2 / 3)]
-    target = {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "monitoring", "pod": "exporter-0"}}
-    config: dict[str, Any] = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
-        # The exporter speaks of other pods; what Prometheus says of the scrape is the exporter's own.
-        "scrape_configs": [{"job_name": "pods", "honor_labels": True, "static_configs": [target]}],
-    }
-    with (
-        Child(program, log_path=tmp_path / "exporter.log"),
-        LocalPrometheus(tmp_path / "prometheus", config=config) as server,
-    ):
-        deadline = time.monotonic() + 30
-        while not ask(server, "app_requests_total"):
-            assert time.monotonic() < deadline, "nothing was scraped"
-            time.sleep(0.2)
+    with scraped.scraping(tmp_path, comes_after_s=LASTS_S / 3, goes_after_s=LASTS_S * 2 / 3) as server:
         yield server
 
 
@@ -114,22 +93,22 @@ def test_every_sample_is_published_once(kafka: LocalKafka, scraping: LocalPromet
         child = stack.enter_context(worker(kafka, view, tmp_path / "worker.log"))
         stack.callback(poller.child.stop)
         disturb(poller, scraping, planned)
-        position = wait_for_position(kafka, now_ms(scraping), poller)
+        position = wait_for_position(kafka, scraped.now_ms(scraping), poller)
         assert poller.child.stop() == 0, poller.child.log_tail()
         published = chunks.read(kafka.cluster, TOPICS)
         covered = chunks.assert_adjoining(published, "live")
         last_window_ms = floor_ms(covered.end_ms, WINDOW_MS)
-        windowed = wait_for_window(kafka, view, last_window_ms, child)
+        windowed = scraped.wait_for_windows(kafka, view, last_window_ms, child)
     assert covered.start_ms == position.start_ms
     assert covered.length_ms > 0.9 * LASTS_S * 1000
-    held = raw_samples(scraping, covered)
+    held = scraped.samples(scraping, covered)
     found = chunks.samples(published)[chunks.ORACLE_COLUMNS]
     click.echo(f"{covered.length_ms / 1000:.0f} s, {len(found):,} samples in Kafka, {len(held):,} in Prometheus,")
     click.echo(f"  {sum(map(len, published))} messages")
     assert_equal(found, held)
     assert_right_scenario(held)
     whole = TimeRange(-(-covered.start_ms // WINDOW_MS) * WINDOW_MS, last_window_ms)
-    assert_windows(windowed, held[held["timestamp"].between(whole.start_ms, whole.end_ms - 1)], whole)
+    scraped.assert_windows(windowed, held[held["timestamp"].between(whole.start_ms, whole.end_ms - 1)], whole)
 
 
 def disturb(poller: Poller, prometheus: LocalPrometheus, planned: list[Outage]) -> None:
@@ -155,20 +134,6 @@ def wait_for_position(kafka: LocalKafka, wanted_ms: int, poller: Poller) -> Posi
         assert time.monotonic() < deadline, poller.child.log_tail()
         time.sleep(0.5)
     return position
-
-
-def wait_for_window(kafka: LocalKafka, view: View, end_ms: int, child: Child) -> list[Record]:
-    """Wait until the window that ends at *end_ms* is on the sink topic in all partitions that have any; return all."""
-    topic = view.topics.pods
-    partitions = partition_counts(connect(kafka.cluster))[topic]
-    deadline = time.monotonic() + 60
-    while True:
-        found = [[decode_record(m.value()) for m in read_to_end(kafka.cluster, topic, p)] for p in range(partitions)]
-        if all(records[-1].window_end_ms >= end_ms for records in found if records) and any(found):
-            return [record for records in found for record in records]
-        assert child.poll() is None, child.log_tail()
-        assert time.monotonic() < deadline, child.log_tail()
-        time.sleep(0.5)
 
 
 def assert_equal(found: pd.DataFrame, held: pd.DataFrame) -> None:
@@ -199,48 +164,3 @@ def assert_right_scenario(held: pd.DataFrame) -> None:
     assert held["value"].isna().any()
     scrapes = held[(held["metric"] == "up") & (held["value"] == 1)]["timestamp"].sort_values()
     assert (scrapes.diff() > 1_100).sum() >= 2, "Prometheus was away twice"
-
-
-def assert_windows(records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
-    """Compare all records of whole windows with the oracle; each is there once."""
-    inside = [r for r in records if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
-    expected = oracle.windows(held, "2s", "mean", "pod")
-    found = {(r.namespace, r.pod or "", r.window_start_ms): r for r in inside}
-    click.echo(f"{len(inside):,} records of {whole.length_ms // WINDOW_MS} windows, {len(expected):,} expected")
-    assert len(found) == len(inside), "a record is there twice"
-    assert found.keys() == expected.keys()
-    assert not any(record.partial or record.incomplete for record in inside)
-    assert sum(record.samples for record in inside) == len(held)
-    for key, metrics in expected.items():
-        assert found[key].metrics.keys() == metrics.keys(), key
-        for metric, value in metrics.items():
-            assert oracle.same(found[key].metrics[metric], value), (key, metric)
-
-
-def raw_samples(prometheus: LocalPrometheus, time_range: TimeRange) -> pd.DataFrame:
-    """Return all that Prometheus holds in a range, as its query API tells it."""
-    # Prometheus 2 closes a range on both sides.
-    answer = ask(prometheus, f"{SELECTOR}[{time_range.length_ms}ms]", time_range.end_ms - 1)
-    rows = []
-    for series in answer:
-        labels = series["metric"]
-        name = chunks.series_name(labels)
-        for seconds, value in series["values"]:
-            timestamp_ms = round(seconds * 1000)
-            if time_range.start_ms <= timestamp_ms < time_range.end_ms:
-                rows.append((labels["namespace"], labels["pod"], labels["__name__"], name, timestamp_ms, float(value)))
-    return chunks.frame(rows)
-
-
-def now_ms(prometheus: LocalPrometheus) -> int:
-    """Return the server's clock."""
-    return math.floor(ask(prometheus, "time()")[0] * 1000)
-
-
-def ask(prometheus: LocalPrometheus, query: str, time_ms: int | None = None) -> list[Any]:
-    """Return the result of a query."""
-    parameters = {"query": query} | ({"time": iso(time_ms)} if time_ms else {})
-    with requests.Session() as session:
-        session.trust_env = False
-        answer = session.post(f"{prometheus.url}/api/v1/query", data=parameters, timeout=30)
-    return answer.json()["data"]["result"]

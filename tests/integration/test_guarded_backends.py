@@ -90,10 +90,10 @@ class Certificates:
 class GuardedPrometheus(LocalPrometheus):
     """A real Prometheus behind a web configuration, so that only who is let in sees that it is ready."""
 
-    def __init__(self, folder: Path, web: Mapping[str, object]) -> None:
+    def __init__(self, folder: Path, web: Mapping[str, object], config: Mapping[str, object] | None = None) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "web.yml").write_text(yaml.safe_dump(dict(web)))
-        super().__init__(folder, extra_args=[f"--web.config.file={folder / 'web.yml'}"])
+        super().__init__(folder, config=config, extra_args=[f"--web.config.file={folder / 'web.yml'}"])
         self._scheme = "https" if "tls_server_config" in web else "http"
 
     @property

@@ -1,0 +1,172 @@
+"""Clocks that jump an hour forward and two back, under all of ours: no window shows it, and nothing hangs.
+
+It is Python's wall clock that is stepped. That of the library that talks to Kafka is not: libfaketime 0.9.10 was tried,
+and does neither Python's sleep (EINVAL) nor librdkafka's waits as the kernel does.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import chunks
+import click
+import files
+import oracle
+import pandas as pd
+import pytest
+import records
+import scraped
+from commands import (
+    backfill,
+    ingestor,
+    stream_app,
+    view_flags,
+    view_of,
+    wait_for_line,
+    wait_until_windowed,
+    worker,
+    write_files,
+)
+
+from ingestor.core.time_range import TimeRange, floor_ms
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+
+STEPPED = """
+import time
+
+now, now_ns = time.time, time.time_ns
+
+
+def ahead_s():
+    with open({path!r}) as file:
+        return int(file.read())
+
+
+time.time = lambda: now() + ahead_s()
+time.time_ns = lambda: now_ns() + ahead_s() * 10**9
+"""
+"""Python reads it before all else, as sitecustomize."""
+
+HOUR_S = 3_600
+STAMPED = re.compile(r"\d{4}-\d\d-\d\dT")
+STEPS_S = (HOUR_S, -HOUR_S, 0)
+
+
+class Clock:
+    """The wall clock of processes; time that only passes is the machine's, as where a clock is set."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "ahead"
+        self.set(0)
+        (folder / "sitecustomize.py").write_text(STEPPED.format(path=str(self._file)))
+        self._environment = os.environ | {"PYTHONPATH": str(folder)}
+
+    def set(self, ahead_s: int) -> None:
+        """Have it go so much ahead of the machine's."""
+        new = self._file.with_suffix(".new")
+        new.write_text(str(ahead_s))
+        new.replace(self._file)
+
+    @contextmanager
+    def under(self, commands: Mapping[str, list[str]], folder: Path) -> Iterator[dict[str, Child]]:
+        """Run processes by this clock."""
+        with ExitStack() as stack:
+            yield {
+                name: stack.enter_context(Child(command, log_path=folder / f"{name}.log", env=self._environment))
+                for name, command in commands.items()
+            }
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path)
+
+
+@pytest.fixture
+def scraping(tmp_path: Path) -> Iterator[LocalPrometheus]:
+    with scraped.scraping(tmp_path, comes_after_s=6, goes_after_s=10) as server:
+        yield server
+
+
+def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_path: Path) -> None:
+    """Poller, worker and file sink go on through each step, and give the windows that Prometheus' samples make."""
+    view, storage = view_of("steps-live", "2s", "mean"), tmp_path / "data"
+    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    commands = {
+        "poller": ingestor("run", "--settle", "2s", "--poll-interval", "1s", "--url", scraping.url, *where),
+        "worker": worker(kafka, view, tmp_path / "worker.log").args,
+        "files": stream_app("files", "--storage", str(storage), *where, *view_flags(view)),
+    }
+    with clock.under(commands, tmp_path) as children:
+        wait_for_rows(storage, 0, children)
+        for ahead_s in STEPS_S:
+            clock.set(ahead_s)
+            # What Prometheus scrapes from now on has come through all of it.
+            wait_for_rows(storage, scraped.now_ms(scraping), children)
+        assert children["poller"].stop() == 0, children["poller"].log_tail()
+        assert_stepped(children["poller"], children["worker"])
+        covered = chunks.assert_adjoining(chunks.read(kafka.cluster, view.topics), "live")
+        last_ms = floor_ms(covered.end_ms, scraped.WINDOW_MS)
+        found = scraped.wait_for_windows(kafka, view, last_ms, children["worker"])
+        assert children["files"].stop() == 0, children["files"].log_tail()
+    write_files(kafka, view, storage)
+    whole = TimeRange(-(-covered.start_ms // scraped.WINDOW_MS) * scraped.WINDOW_MS, last_ms)
+    held = scraped.samples(scraping, whole)
+    scraped.assert_windows(found, held, whole)
+    cells = {key: row for key, row in files.read(storage, pods=True).items() if whole.start_ms <= key[2] < whole.end_ms}
+    compared = records.compare_cells(cells, oracle.windows(held, "2s", "mean", "pod"))
+    click.echo(f"  files: {compared}")
+    assert compared.is_right, compared
+
+
+def test_history(
+    kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, clock: Clock, tmp_path: Path
+) -> None:
+    """A backfill that each step meets half-way gives the oracle's records and files."""
+    view, storage = view_of("steps-past", "1m", "mean", "pod"), tmp_path / "data"
+    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    slow = ["--range-samples", "1000", "--max-samples-per-second", "2000"]
+    commands = {
+        "poller": backfill(prometheus, kafka, view.topics.prefix, *slow),
+        "worker": worker(kafka, view, tmp_path / "worker.log").args,
+        "files": stream_app("files", "--storage", str(storage), *where, *view_flags(view)),
+    }
+    with clock.under(commands, tmp_path) as children:
+        for number, ahead_s in enumerate(STEPS_S):
+            wait_for_line(children["poller"], "range published", 2 + 4 * number)
+            clock.set(ahead_s)
+        assert children["poller"].wait(60) == 0, children["poller"].log_tail()
+        assert_stepped(children["poller"])
+        wait_until_windowed(kafka, view, children["worker"])
+        assert children["files"].stop() == 0, children["files"].log_tail()
+    write_files(kafka, view, storage)
+    compared = records.compare(records.read(kafka.cluster, view.topics.pods), samples, "1m", "mean", "pod")
+    click.echo(f"  {compared}")
+    assert compared.is_right, compared
+    files.assert_equal_to_oracle(files.read(storage, pods=True), samples, "1m", "mean", "pod")
+
+
+def assert_stepped(*children: Child) -> None:
+    """See in the times of their logs that their clocks were two hours apart."""
+    for child in children:
+        lines = child.log_path.read_text().splitlines()
+        times = sorted(datetime.fromisoformat(line.split()[0]) for line in lines if STAMPED.match(line))
+        assert times[-1] - times[0] > timedelta(seconds=2 * HOUR_S - 60), child.log_tail(100)
+
+
+def wait_for_rows(storage: Path, from_ms: int, children: Mapping[str, Child]) -> None:
+    """Wait until a file has a window that begins then or later."""
+    deadline = time.monotonic() + 60
+    while max((start_ms for _, _, start_ms in files.read(storage, pods=True)), default=-1) < from_ms:
+        for child in children.values():
+            assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, "\n".join(child.log_tail() for child in children.values())
+        time.sleep(0.2)

@@ -1,0 +1,216 @@
+"""Processes killed at each point of their commits: nothing is missing, doubled, wrong or too many afterwards."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import chunks
+import click
+import consuming
+import files
+import killed_sink
+import pandas as pd
+import pod_topic
+import pyarrow.dataset as ds
+import pytest
+import records
+from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+from kafka_proxy import Api, KafkaProxy, Point
+from proxied_kafka import ProxiedKafka
+
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+from stream_app.records import decode_record
+from stream_app.view import View
+
+
+def points(of: str, *apis: Api, nth: int = 1) -> list[Point]:
+    """Return where the broker has not heard of a request yet, one after another, and where it has done the last one.
+
+    To whoever is killed, behind one request is before the next.
+    """
+    places = [(api, False) for api in apis] + [(apis[-1], True)]
+    return [Point(api, is_answered, nth, of.encode()) for api, is_answered in places]
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
+    with ProxiedKafka(tmp_path_factory.mktemp("kafka")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
+    """The way in of those that are killed."""
+    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
+        yield proxy
+
+
+def kill_at_each(points: Sequence[Point], child: Child, net: KafkaProxy) -> None:
+    """Start a process and SIGKILL it, once for each point."""
+    for point in points:
+        stop = net.stop_at(point)
+        child.start()
+        while not stop.reached.wait(0.2):
+            assert child.poll() is None, f"it ended before {point}: {child.log_tail()}"
+        child.kill()
+        stop.drop()
+        click.echo(f"  killed {point}")
+
+
+def assert_right(broker: ProxiedKafka, view: View, storage: Path, samples: pd.DataFrame) -> None:
+    """Compare all windows of all pods, on the sink topic and in files, with the oracle."""
+    found = records.read(broker.cluster, view.topics.pods)
+    compared = records.compare(found, samples, str(view.chunk_size), view.method, "pod")
+    click.echo(f"  {compared}")
+    assert compared.is_right, compared
+    assert not any(record.incomplete for record in found)
+    assert sum(record.samples for record in found) == len(samples)
+    write_files(broker, view, storage)
+    files.assert_equal_to_oracle(files.read(storage, pods=True), samples, str(view.chunk_size), view.method, "pod")
+
+
+def test_the_poller(
+    broker: ProxiedKafka, net: KafkaProxy, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """When it asks for its claims' id and commits them, when it names a range's partitions, sends and commits it, and
+    when it has committed.
+    """
+    view = view_of("points-poller", "1m", "mean")
+    command = backfill(prometheus, broker.way_in, view.topics.prefix, "--range-samples", "1000")
+    poller = Child(command, log_path=tmp_path / "poller.log")
+    claims, ranges = (f"{view.topics.prefix}.poller.{of}" for of in ("claims", "backfill"))
+    apis = (Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE, Api.END_TXN)
+    kill_at_each(
+        [
+            *points(claims, Api.INIT_PRODUCER_ID, Api.END_TXN),
+            *points(ranges, *apis, nth=2),
+            *points(ranges, Api.PRODUCE, nth=3),
+        ],
+        poller,
+        net,
+    )
+    poller.start()
+    assert poller.wait(60) == 0, poller.log_tail()
+    published = chunks.published(broker.cluster, view.topics.prefix)
+    assert not published.duplicated(["namespace", "pod", "metric", "series", "timestamp"]).any()
+    assert len(published) == len(samples)
+    with worker(broker, view, tmp_path / "worker.log") as child:
+        wait_until_windowed(broker, view, child)
+    assert_right(broker, view, tmp_path / "data", samples)
+
+
+def test_the_worker(
+    broker: ProxiedKafka, net: KafkaProxy, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """When it asks for its id, names partitions and group, sends records and offset, commits and has committed."""
+    view = view_of("points-worker", "1m", "mean")
+    run(backfill(prometheus, broker, view.topics.prefix, "--range-samples", "1000"))
+    child = worker(broker.way_in, view, tmp_path / "worker.log")
+    mine = f"{view.group_id}.slot-0"
+    apis = (
+        Api.ADD_PARTITIONS_TO_TXN, Api.PRODUCE, Api.ADD_OFFSETS_TO_TXN, Api.TXN_OFFSET_COMMIT, Api.END_TXN
+    )  # fmt: skip
+    kill_at_each(points(mine, Api.INIT_PRODUCER_ID, *apis), child, net)
+    with child:
+        wait_until_windowed(broker, view, child)
+    assert_right(broker, view, tmp_path / "data", samples)
+
+
+def windows(minutes: range, services: Sequence[str], pods: Sequence[str], **changed: Any) -> list[bytes]:
+    return [pod_topic.record(minute, f"{s}-{p}", s, **changed) for minute in minutes for s in services for p in pods]
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_the_file_sink(broker: ProxiedKafka, tmp_path: Path, file_format: str) -> None:
+    """Before and behind everything that it brings to disk, renames or removes: of new files, of rows behind others,
+    of history before them, and of rows that replace others.
+    """
+    topic = pod_topic.PodTopic(broker)
+    topic.make()
+    storage = tmp_path / "data"
+    program = [sys.executable, killed_sink.__file__, broker.bootstrap_servers, topic.names.prefix, storage, file_format]
+    sent: dict[tuple[str, int], dict[str, float]] = {}
+    died: Counter[str] = Counter()
+    for values in (
+        windows(range(20, 30), ["cart"], "0"),
+        windows(range(30, 34), ["cart", "orders"], "01"),
+        [
+            *windows(range(20), ["cart"], "0"),
+            *windows(range(22, 26), ["cart"], "0", revision=1, metrics={"cpu": 0.5}),
+        ],
+    ):
+        topic.send(*values)
+        records = [decode_record(value) for value in values]
+        sent |= {(record.pod or "", record.window_start_ms): dict(record.metrics) for record in records}
+        done = run(list(map(str, program)))
+        died.update(done.stdout.splitlines())
+        found = written(storage, file_format)
+        assert len(found) == len(sent)
+        assert dict(found) == sent
+    click.echo(f"  {file_format}: {died.total()} kills, {died}")
+    assert {f"{at} checkpoint.log" for at in ("before fsync", "behind fsync")} <= died.keys()
+    assert any(place.startswith("before replace") for place in died)
+    assert any(place.startswith("behind replace") for place in died)
+
+
+def written(storage: Path, file_format: str) -> list[tuple[tuple[str, int], dict[str, float]]]:
+    """Return all rows of a storage: pod and window's start, and cells."""
+    if file_format == "csv":
+        return [((pod, at), cells) for (_, pod, at), cells in files.read(storage, pods=True).items()]
+    table = ds.dataset(storage, format="parquet", partitioning="hive", exclude_invalid_files=True).to_table()
+    rows = table.select(["pod", "timestamp", "cpu", "memory"]).to_pylist()
+    return [
+        (
+            (row["pod"], round(row["timestamp"].timestamp() * 1000)),
+            {m: row[m] for m in ("cpu", "memory") if row[m] is not None},
+        )
+        for row in rows
+    ]
+
+
+def test_the_consumer(broker: ProxiedKafka, net: KafkaProxy, tmp_path: Path) -> None:
+    """What it has processed comes again where its commit has not reached the broker, and never where it has, though it
+    was not told so: each window is processed and committed once.
+    """
+    topic = pod_topic.PodTopic(broker)
+    topic.make()
+    values = windows(range(40), ["cart", "orders", "web"], "01")
+    topic.send(*values)
+    log = tmp_path / "processed"
+    group = consuming.group_of(topic.names.prefix).encode()
+    where = [broker.way_in.cluster.bootstrap_servers, topic.names.prefix, str(log)]
+    member = Child(
+        [sys.executable, consuming.__file__, *where, "--name", "model-0", "--by-hand", "--until-now"],
+        log_path=tmp_path / "member.log",
+    )
+    safe: list[str] = []
+    # The first commit of a life is of where it begins.
+    for nth, is_answered in ((1, False), (2, False), (2, True), (3, False), (3, True)):
+        kill_at_each([Point(Api.OFFSET_COMMIT, is_answered, nth, group)], member, net)
+        safe += committed_by_last_life(log, safe, is_answered=is_answered)
+    member.start()
+    assert member.wait(60) == 0, member.log_tail()
+    safe += committed_by_last_life(log, safe, is_answered=True)
+    again = log.read_text().count("shop/") - len(safe)
+    click.echo(f"  {len(values)} windows, {len(safe)} processed and committed; {again} came again")
+    assert again > 0
+    assert sorted(safe) == sorted(f"shop/{r.pod} {r.window_start_ms}" for r in map(decode_record, values))
+
+
+def committed_by_last_life(log: Path, safe: list[str], *, is_answered: bool) -> list[str]:
+    """Return the windows that a life has processed and committed; none of them was committed before.
+
+    Args:
+        log: all lives.
+        safe: what earlier ones have committed.
+        is_answered: whether the commit that it died in has reached the broker.
+    """
+    life = log.read_text().rpartition("begin\n")[2].splitlines()
+    assert not set(safe) & {line.rpartition(" ")[0] for line in life}, "it was committed, and came again"
+    told = len(life) if is_answered else len(life) - [*life[::-1], "committed"].index("committed")
+    return [line.rpartition(" ")[0] for line in life[: max(told, 0)] if " " in line]

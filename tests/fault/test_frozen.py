@@ -1,0 +1,129 @@
+"""Processes that stand still for longer than sessions and transactions last, and that nobody has replaced."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+import history
+import pandas as pd
+import pytest
+import records
+from commands import backfill, run, view_of, wait_until_windowed, worker
+from kafka_proxy import Api, KafkaProxy, Point
+from proxied_kafka import ProxiedKafka
+from supervised import Supervised
+
+from ingestor.core.time_range import floor_ms, iso
+from ingestor.kafka import connect, high_watermarks, partition_counts, stable_ends
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+from stream_app.view import View
+
+MIDDLE = iso(floor_ms(history.START_MS + 3_600_000, 60_000))
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[ProxiedKafka]:
+    with ProxiedKafka(tmp_path / "kafka") as started:
+        yield started
+
+
+@pytest.fixture
+def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
+    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
+        yield proxy
+
+
+def test_frozen_pollers_and_workers(
+    broker: ProxiedKafka, net: KafkaProxy, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
+) -> None:
+    """In a commit, behind one and at rest, until Kafka has ended transactions and sessions: each goes on, or ends with
+    1 and says why; started again, it leaves every window there once.
+    """
+    views = {who: view_of(f"frozen-{who}", "1m", "mean") for who in ("open", "done", "writing", "resting")}
+
+    def job(who: str, *more: str) -> list[str]:
+        # Of options that are there twice the last one counts.
+        return backfill(prometheus, broker.way_in, views[who].topics.prefix, "--range-samples", "1000", *more)
+
+    run(job("writing"))
+    run(job("resting", "--end", MIDDLE))
+    frozen = {who: Supervised(Child(job(who), log_path=tmp_path / f"{who}.log")) for who in ("open", "done")}
+    for who in ("writing", "resting"):
+        frozen[who] = Supervised(worker(broker.way_in, views[who], tmp_path / f"{who}.log"))
+    stops = {
+        "open": net.stop_at(Point(Api.END_TXN, is_answered=False, nth=3, of=b"frozen-open.poller.backfill")),
+        "done": net.stop_at(Point(Api.END_TXN, is_answered=True, nth=3, of=b"frozen-done.poller.backfill")),
+        "writing": net.stop_at(Point(Api.END_TXN, is_answered=False, of=b"frozen-writing.view.")),
+    }
+    with ExitStack() as stack:
+        for one in frozen.values():
+            stack.callback(one.vanish)
+            one.join()
+        for who, stop in stops.items():
+            assert stop.reached.wait(60), frozen[who].child.log_tail()
+            os.kill(frozen[who].child.pid, signal.SIGSTOP)
+        wait_until_windowed(broker, views["resting"])
+        os.kill(frozen["resting"].child.pid, signal.SIGSTOP)
+        assert is_held_back(broker, "frozen-open.range-chunks")
+        assert is_held_back(broker, "frozen-writing.pods")
+        while is_held_back(broker, "frozen-open.range-chunks") or is_held_back(broker, "frozen-writing.pods"):
+            time.sleep(0.2)
+        for who, one in frozen.items():
+            if who in stops:
+                stops[who].go_on()
+            os.kill(one.child.pid, signal.SIGCONT)
+        run(job("resting", "--start", MIDDLE))
+        for who in ("open", "done"):
+            end(frozen[who])
+            stack.enter_context(worker(broker, views[who], tmp_path / f"{who}-worker.log"))
+        for who, view in views.items():
+            wait(broker, view, frozen[who])
+            assert_right(broker, view, samples, frozen[who])
+
+
+def end(poller: Supervised) -> None:
+    """Let a job end; who ends with an error is started again."""
+    while poller.child.poll() != 0:
+        time.sleep(0.05)
+        poller.look_after()
+    poller.wanted = False
+
+
+def wait(broker: ProxiedKafka, view: View, frozen: Supervised) -> None:
+    """Wait until all is windowed; a worker that has ended is started again."""
+    for _ in range(90):
+        frozen.look_after()
+        try:
+            wait_until_windowed(broker, view, timeout_s=1.0)
+        except TimeoutError:
+            continue
+        return
+    raise TimeoutError(frozen.child.log_tail())
+
+
+def is_held_back(broker: ProxiedKafka, topic: str) -> bool:
+    """Tell whether an open transaction holds readers of a topic back."""
+    admin = connect(broker.cluster)
+    stable = stable_ends(admin, topic, range(partition_counts(admin)[topic]))
+    written = high_watermarks(admin, [(topic, partition) for partition in stable])
+    return any(end < written[topic, partition] for partition, end in stable.items())
+
+
+def assert_right(broker: ProxiedKafka, view: View, samples: pd.DataFrame, frozen: Supervised) -> None:
+    """Compare all windows with the oracle; whoever has ended has said why."""
+    found = records.read(broker.cluster, view.topics.pods)
+    compared = records.compare(found, samples, str(view.chunk_size), view.method, "pod")
+    errors = [line for line in frozen.child.log_path.read_text().splitlines() if line.startswith("error:")]
+    click.echo("\n  ".join([f"  {view.topics.prefix}: {compared}; ended with {dict(frozen.ends)}", *errors]))
+    assert compared.is_right, compared
+    assert sum(record.samples for record in found) == len(samples)
+    assert frozen.ends.keys() <= {1}
+    assert len(errors) == frozen.ends[1]
+    assert all("stood still" in error for error in errors)

@@ -1,0 +1,110 @@
+"""A Prometheus that scrapes, and what it then holds: of windows of two seconds."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import chunks
+import click
+import exporter
+import oracle
+import pandas as pd
+import requests
+
+from ingestor.core.time_range import TimeRange, iso
+from ingestor.kafka import connect, partition_counts, read_to_end
+from ingestor.local.kafka import LocalKafka
+from ingestor.local.processes import Child, free_port
+from ingestor.local.prometheus import LocalPrometheus
+from stream_app.records import Record, decode_record
+from stream_app.view import View
+
+WINDOW_MS = 2_000
+SELECTOR = '{pod!=""}'
+
+
+@contextmanager
+def scraping(folder: Path, comes_after_s: float, goes_after_s: float) -> Iterator[LocalPrometheus]:
+    """Run a Prometheus that scrapes a real exporter every second; of its pods one comes and one goes."""
+    port = free_port()
+    program = [sys.executable, exporter.__file__, str(port), str(comes_after_s), str(goes_after_s)]
+    target = {"targets": [f"127.0.0.1:{port}"], "labels": {"namespace": "monitoring", "pod": "exporter-0"}}
+    config: dict[str, Any] = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s"},
+        # The exporter speaks of other pods; what Prometheus says of the scrape is the exporter's own.
+        "scrape_configs": [{"job_name": "pods", "honor_labels": True, "static_configs": [target]}],
+    }
+    with (
+        Child(program, log_path=folder / "exporter.log"),
+        LocalPrometheus(folder / "prometheus", config=config) as server,
+    ):
+        deadline = time.monotonic() + 30
+        while not ask(server, "app_requests_total"):
+            assert time.monotonic() < deadline, "nothing was scraped"
+            time.sleep(0.2)
+        yield server
+
+
+def wait_for_windows(kafka: LocalKafka, view: View, end_ms: int, child: Child) -> list[Record]:
+    """Wait until the window that ends at *end_ms* is on the sink topic in all partitions that have any; return all."""
+    topic = view.topics.pods
+    partitions = partition_counts(connect(kafka.cluster))[topic]
+    deadline = time.monotonic() + 60
+    while True:
+        found = [[decode_record(m.value()) for m in read_to_end(kafka.cluster, topic, p)] for p in range(partitions)]
+        if all(records[-1].window_end_ms >= end_ms for records in found if records) and any(found):
+            return [record for records in found for record in records]
+        assert child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail()
+        time.sleep(0.5)
+
+
+def assert_windows(records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
+    """Compare all records of whole windows with the oracle; each is there once."""
+    inside = [r for r in records if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
+    expected = oracle.windows(held, "2s", "mean", "pod")
+    found = {(r.namespace, r.pod or "", r.window_start_ms): r for r in inside}
+    click.echo(f"{len(inside):,} records of {whole.length_ms // WINDOW_MS} windows, {len(expected):,} expected")
+    assert len(found) == len(inside), "a record is there twice"
+    assert found.keys() == expected.keys()
+    assert not any(record.partial or record.incomplete for record in inside)
+    assert sum(record.samples for record in inside) == len(held)
+    for key, metrics in expected.items():
+        assert found[key].metrics.keys() == metrics.keys(), key
+        for metric, value in metrics.items():
+            assert oracle.same(found[key].metrics[metric], value), (key, metric)
+
+
+def samples(prometheus: LocalPrometheus, time_range: TimeRange) -> pd.DataFrame:
+    """Return all that Prometheus holds in a range, as its query API tells it."""
+    # Prometheus 2 closes a range on both sides.
+    answer = ask(prometheus, f"{SELECTOR}[{time_range.length_ms}ms]", time_range.end_ms - 1)
+    rows = []
+    for series in answer:
+        labels = series["metric"]
+        name = chunks.series_name(labels)
+        for seconds, value in series["values"]:
+            timestamp_ms = round(seconds * 1000)
+            if time_range.start_ms <= timestamp_ms < time_range.end_ms:
+                rows.append((labels["namespace"], labels["pod"], labels["__name__"], name, timestamp_ms, float(value)))
+    return chunks.frame(rows)
+
+
+def now_ms(prometheus: LocalPrometheus) -> int:
+    """Return the server's clock."""
+    return math.floor(ask(prometheus, "time()")[0] * 1000)
+
+
+def ask(prometheus: LocalPrometheus, query: str, time_ms: int | None = None) -> list[Any]:
+    """Return the result of a query."""
+    parameters = {"query": query} | ({"time": iso(time_ms)} if time_ms else {})
+    with requests.Session() as session:
+        session.trust_env = False
+        answer = session.post(f"{prometheus.url}/api/v1/query", data=parameters, timeout=30)
+    return answer.json()["data"]["result"]
