@@ -153,21 +153,15 @@ def test_slow_models_and_rebalances(topic: PodTopic) -> None:
     counts = Counter(key for key, _ in found)
     assert set(counts) == feed.written
     assert all(length == min(key[1] + 1, LOOKBACK) for key, length in found)
-    # Each time that partitions moved, a member had one window in its hands.
-    moves = sum(len(member.moved) for member in members)
-    assert sum(counts.values()) - len(counts) <= moves, counts.most_common(moves)
+    # Each time that a member lost partitions it had one window in its hands, and so had the one that left.
+    lost = sum(bool(before - after) for member in members for before, after in itertools.pairwise(member.moved))
+    assert sum(counts.values()) - len(counts) <= lost + 1, counts.most_common(10)
     assert all(member.processed for member in members)
 
 
 def consuming(topic: PodTopic, log: Path, *more: str) -> list[str]:
-    return [
-        sys.executable,
-        consuming_program.__file__,
-        topic.kafka.bootstrap_servers,
-        topic.names.prefix,
-        str(log),
-        *more,
-    ]
+    program, kafka = consuming_program.__file__, topic.kafka
+    return [sys.executable, program, kafka.bootstrap_servers, topic.names.prefix, str(log), *more]
 
 
 def key_of(line: str) -> Key:
