@@ -137,7 +137,7 @@ def _logs_are_json() -> bool:
 
 
 def _give_memory_back() -> None:
-    """Keep no memory that is free: a backfill's peak is 370 MB then, not 430, a replaying worker's 370, not 430."""
+    """Keep hardly any memory that is free: a backfill's or a replaying worker's peak is 370 MB then, not 430."""
     # Arrow's own pools keep what they had at their peak. Read when pyarrow is loaded.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(OSError, AttributeError):

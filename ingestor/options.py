@@ -433,7 +433,7 @@ def source_options(function: Callable[..., Any]) -> Callable[..., Any]:
             type=click.IntRange(min=1000),
             default=5_000_000,
             show_default=True,
-            help="What is being read, at most: bounds memory.",
+            help="About what is being read, at most: bounds memory.",
         ),
         click.option(
             "--concurrency",

@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as NotReadyError
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -313,11 +313,18 @@ class Poller:
                 self.telemetry.standing_by()
                 if not standby.wait_for_turn(self.stop):
                     return self._last
+            while not rehearsal.done():
+                # Without a cache of compiled code this takes a while.
+                if self.stop.is_set():
+                    return self._last
+                wait([rehearsal], _LOOK_EVERY_S)
+            rehearsal.result()
+            if not gc.get_freeze_count():
+                # What has been loaded stays: the garbage collector need not look at it again and again. Once:
+                # an attempt that has failed leaves cycles behind, which would stay too.
+                gc.freeze()
             publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
             self.telemetry.activated()
-            rehearsal.result()
-            # What has been loaded stays: the garbage collector need not look at it again and again.
-            gc.freeze()
             self._last = self._begun(partitions, bounds)
             unfinished = [position for position in self._last if not position.ended]
             if not unfinished:

@@ -105,7 +105,7 @@ class Publisher:
                 self._produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
             self._store(moved)
 
-        self._in_transaction(write)
+        self._in_transaction(write, advice=": where the way to it is slow give a smaller --range-samples")
         return moved
 
     def store(self, positions: Iterable[Position]) -> None:
@@ -152,7 +152,7 @@ class Publisher:
     def _produce(self, topic: str, value: bytes, key: bytes | None, partition: int, **more: Any) -> None:
         hand_over(self._producer, topic, value, key, partition, timeout_s=_TIMEOUT_S, **more)
 
-    def _in_transaction(self, write: Callable[[], None]) -> None:
+    def _in_transaction(self, write: Callable[[], None], advice: str = "") -> None:
         try:
             self._producer.begin_transaction()
             write()
@@ -167,8 +167,7 @@ class Publisher:
                 ) from error
             if cause is not None and cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - no public name
                 raise PublishError(
-                    f"a range was not committed: Kafka has not taken it within {_TIMEOUT_S:.0f} s ({cause.str()}): "
-                    "where the way to it is slow give a smaller --range-samples"
+                    f"nothing was committed: Kafka has not taken it within {_TIMEOUT_S:.0f} s ({cause.str()}){advice}"
                 ) from error
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error

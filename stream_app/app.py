@@ -53,6 +53,9 @@ _STOP_TIMEOUT_S = 4.0
 _COMMIT_EVERY = 200
 """Commit after so many messages even when they close no window: a restart then replays no more than it must."""
 
+_TURN_SAMPLES = 1_000_000
+"""Feed no more in one turn: chunks are in memory until it ends."""
+
 _LOOK_EVERY_S = 5.0
 """How often the partitions' ends are asked for, with one request."""
 
@@ -127,10 +130,13 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
-        await loading
-        on_ready()
         looks = asyncio.create_task(self._look_at_ends()) if self._is_watched else None
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
+        # Without a cache of compiled code it takes a while.
+        await asyncio.wait([loading, *waits], return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            on_ready()
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         if looks is not None:
             looks.cancel()
@@ -261,7 +267,8 @@ class Worker:
     def _fail(self, error: Exception) -> None:
         """End the worker: nothing further is handled, and `run` raises *error*."""
         self._telemetry.failed(error)
-        self._failure, self._stopping = error, True
+        # What goes wrong while it ends is not why.
+        self._failure, self._stopping = self._failure or error, True
         self._stop.set()
 
     async def _handle(self, messages: Sequence[faust.types.Message]) -> None:
@@ -280,8 +287,8 @@ class Worker:
                 membership = group_metadata(self.app, waiting[0].generation_id or 0)
                 for message in waiting:
                     await self._restore(message.partition)
-                if self._is_over(assignment):
-                    return
+                    if self._is_over(assignment):
+                        return
                 fed, error = await asyncio.to_thread(self._fed, waiting, dict(self._pipelines))
                 if self._is_over(assignment):
                     return
@@ -303,8 +310,9 @@ class Worker:
     def _fed(
         self, messages: Sequence[faust.types.Message], pipelines: Mapping[int, Pipeline]
     ) -> tuple[list[_Fed], Exception | None]:
-        """Feed messages up to one that emits; return what was taken in, and why not the next."""
+        """Feed messages up to one that emits, or to many samples; return what was taken in, and why not the next."""
         fed: list[_Fed] = []
+        samples = 0
         for message in messages:
             pipeline = pipelines[message.partition]
             if message.offset < pipeline.next_offset:
@@ -317,7 +325,8 @@ class Worker:
             except Exception as error:  # noqa: BLE001 - raised by the caller, once what came before is on its way
                 return fed, error
             fed.append(_Fed(message, pipeline, item, self._telemetry.clock() - began, emissions))
-            if emissions:
+            samples += item.series.samples if isinstance(item, RangeChunk) else 0
+            if emissions or samples >= _TURN_SAMPLES:
                 break
         return fed, self._held_too_much(pipelines)
 
@@ -375,6 +384,8 @@ class Worker:
             )
 
         def earlier(from_ms: int) -> EarlierResults:
+            # Asked for by the feeding thread: what was fed before may still be on its way there.
+            asyncio.run_coroutine_threadsafe(self._commits.settled(), self._loop).result()
             return earlier_results(self._cluster, view, partition, from_ms, self._went_on)
 
         return Pipeline(view, max(commit.offset, commit.first), commit.metadata, earlier)

@@ -256,8 +256,8 @@ class _Parts:
         if finished:
             # What is committed by now is all there will be: read up to there.
             last = replace(self._files, until_idle=True, drop=self._settings.drop)
-            self.files = run_files(last, threading.Event(), self._on_written).files
-        return finished
+            self.files = run_files(last, stop, self._on_written).files
+        return finished and not stop.is_set()
 
     def delete_topics(self, admin: Any) -> None:
         """Delete the topics that were made for this dataset alone."""

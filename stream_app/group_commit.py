@@ -41,7 +41,7 @@ class _Waiting:
 
 
 class GroupCommit:
-    """The emissions of one worker. All calls from its event loop.
+    """The emissions of one worker. All calls from its event loop, but `reached`.
 
     Args:
         write: blocks until a transaction is committed; what it raises ends the worker, `Superseded` does not.
@@ -73,7 +73,8 @@ class GroupCommit:
         await self._room.wait()
 
     def reached(self, partition: int, pipeline: Pipeline) -> int:
-        """Return the offset of the partition's last emission, committed or on its way."""
+        """Return the offset of the partition's last emission, committed or on its way; from any thread."""
+        # What is committed is told to the pipeline before it is forgotten here.
         last = self._last.get(partition)
         return pipeline.committed if last is None else last.emission.offset
 

@@ -393,7 +393,7 @@ class _Loop:
         if unread and now - self._told_at >= _REMIND_S:
             self._told_at = now
             log.warning(
-                "waiting for open transactions to end (kafka-transactions.sh find-hanging)",
+                "waiting for what cannot be read yet: is a transaction open (kafka-transactions.sh find-hanging)?",
                 extra={"partitions": [f"{topic} [{partition}]" for topic, partition in unread]},
             )
         return not unread

@@ -16,7 +16,7 @@ from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
-"""An emission is cut to take about a second; after a crash without --slot, readers wait for this long."""
+"""A transaction has 20,000 messages at most; after a crash without --slot, readers wait for this long."""
 
 _LOOK_S = 3.0
 

@@ -1,7 +1,8 @@
 """A model's service that notes what it processes; a program: ``consuming.py SERVERS PREFIX PATH``.
 
-Each life appends lines to PATH: ``begin``; ``NAMESPACE/POD WINDOW_START_MS ROWS`` of each window that is processed,
-with the length of its history; ``committed`` where it commits by hand; ``end``.
+Each life appends lines to PATH: ``begin``; ``NAMESPACE/POD WINDOW_START_MS ROWS MEMORY`` of each window that is
+processed, with the length of its history and the memory in its last row (``-``: there is none); ``committed`` where
+it commits by hand; ``end``.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def main() -> None:
     ):
         out.write("begin\n")
         for number, window in enumerate(pods, 1):
-            out.write(f"{window.id} {window.record.window_start_ms} {len(window.frame())}\n")
+            frame = window.frame()
+            memory = round(float(frame["memory"].iloc[-1])) if "memory" in frame else "-"
+            out.write(f"{window.id} {window.record.window_start_ms} {len(frame)} {memory}\n")
             time.sleep(0.001)
             if given.by_hand and number % COMMIT_EVERY == 0:
                 pods.commit()

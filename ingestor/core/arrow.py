@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+_MOST_BYTES = 2**31 - 1
+
 
 def as_column(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array:
     """Return an array of numbers as a column of *kind*, whose items are as wide as those of *values*."""
@@ -28,6 +30,8 @@ def as_array(of_column: pa.Array) -> npt.NDArray[Any]:
     if of_column.null_count:
         raise ValueError(f"{of_column.null_count} numbers are null")
     found: npt.NDArray[Any] = np.from_dlpack(of_column)
+    # That of an empty column can.
+    found.flags.writeable = False
     return found
 
 
@@ -47,6 +51,8 @@ def maps(rows: Sequence[Sequence[tuple[str, str]]]) -> pa.MapArray:
 
 
 def _offsets(lengths: list[int]) -> npt.NDArray[np.int32]:
-    offsets = np.zeros(len(lengths) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:], dtype=np.int32)
-    return offsets
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    if offsets[-1] > _MOST_BYTES:
+        raise OverflowError(f"a column of {offsets[-1]:,} bytes or items is too long for its offsets")
+    return offsets.astype(np.int32)

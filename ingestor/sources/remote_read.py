@@ -55,7 +55,7 @@ class RemoteReadSource(HttpApi):
 
     Args:
         url: where the API's ``/api/v1`` lies.
-        most_samples: of one ``fetch``; more are refused as too many, which bounds memory at 16 bytes each.
+        most_samples: of one ``fetch``; more are refused as too many, which bounds memory at 24 bytes each.
         settings: as those of `HttpApi`.
     """
 
@@ -219,7 +219,11 @@ class _Samples:
         numbers: dict[bytes, int] = {}
         series = np.array([numbers.setdefault(labels, len(numbers)) for labels in self._label_sets], np.int64)
         lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
-        timestamps_ms, values = _joined(self._timestamps_ms), _joined(self._values)
+        # One after the other: parts and wholes of both at once would be twice the memory.
+        timestamps_ms = _joined(self._timestamps_ms)
+        self._timestamps_ms.clear()
+        values = _joined(self._values)
+        self._values.clear()
         if (np.diff(series) < 0).any():
             # No server sends a series in parts with others between them, but nothing forbids it.
             order = np.argsort(np.repeat(series, lengths), kind="stable")

@@ -211,6 +211,10 @@ def committed_by_last_life(log: Path, safe: list[str], *, is_answered: bool) -> 
         is_answered: whether the commit that it died in has reached the broker.
     """
     life = log.read_text().rpartition("begin\n")[2].splitlines()
-    assert not set(safe) & {line.rpartition(" ")[0] for line in life}, "it was committed, and came again"
+    assert not set(safe) & set(map(window_of, life)), "it was committed, and came again"
     told = len(life) if is_answered else len(life) - [*life[::-1], "committed"].index("committed")
-    return [line.rpartition(" ")[0] for line in life[: max(told, 0)] if " " in line]
+    return [window_of(line) for line in life[: max(told, 0)] if " " in line]
+
+
+def window_of(line: str) -> str:
+    return " ".join(line.split()[:2])

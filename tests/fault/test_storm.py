@@ -13,9 +13,10 @@ FAULTS, LASTS_S = 10, 30.0
 
 
 def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
-    """In the topics and in the files, as Prometheus has them: none is missing, doubled, wrong or too many.
+    """In the topics and in the files, as Prometheus has them: none is missing, doubled, wrong or too many; a model has
+    got each of them, and raw files have each sample.
 
-    Poller, workers and file sink are killed and frozen, Kafka and Prometheus too, their connections are cut,
+    Poller, workers, file sinks and model are killed and frozen, Kafka and Prometheus too, their connections are cut,
     stalled, slowed and refused, another poller and another worker come. PODSTREAM_FAULT_SEED=… is the same once more.
     """
     seed = int(os.environ.get("PODSTREAM_FAULT_SEED") or random.randrange(10**6))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -125,6 +127,54 @@ def kill_at_news(child: Child) -> None:
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.001)
     child.kill()
+
+
+SLOW = """
+import asyncio, os, sys
+
+from commands import view_of
+from ingestor.kafka import Cluster
+from stream_app.app import Worker, WorkerSettings
+from stream_app.standing import Standing
+from stream_app.telemetry import Telemetry
+
+
+class Slow(Worker):
+    async def _written(self, emissions, membership):
+        await asyncio.sleep(1.0)
+        await super()._written(emissions, membership)
+
+
+async def work():
+    settings = WorkerSettings(Cluster(sys.argv[1]), view_of(sys.argv[2], "1m", "mean"), 0)
+    await Slow(settings, Telemetry(Standing())).run(lambda: None)
+    os._exit(0)
+
+
+asyncio.run(work())
+"""
+"""A worker whose transactions take a while: what is fed meanwhile is far ahead of what is written."""
+
+
+def test_again_is_caught_up_with_at_once(kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path) -> None:
+    """A worker that finds a job and its repetition on the topic compares with what it is still writing."""
+    view = view_of("again-at-once", "1m", "mean")
+    end_ms = view.chunk_size.floor_ms(int(time.time() * 1000) - 60 * MINUTE_MS)
+    times = range(end_ms - 5 * MINUTE_MS, end_ms, 15_000)
+    rows = push(prometheus, [("twice-0", t, float(t % 1_009)) for t in times])
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", "again-at-once", "--partitions", "2"]
+    until = ["--end", iso(end_ms), "--url", prometheus.url, *where]
+    run(ingestor("backfill", "--start", iso(times[0]), *until))
+    # Of the first window only a part is read again.
+    run(ingestor("backfill", "--start", iso(times[2]), *until, "--again"))
+    command = [sys.executable, "-c", SLOW, kafka.bootstrap_servers, "again-at-once"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    with Child(command, log_path=tmp_path / "worker.log", env=environment) as child:
+        wait_until_windowed(kafka, view, child)
+    found = records(kafka, view)
+    assert [r.revision for r in found] == [0] * 5
+    cells = {(r.namespace, r.pod, r.window_start_ms): r.metrics for r in found}
+    files.assert_equal_to_oracle(cells, frame(rows), "1m", "mean", "pod")
 
 
 def test_again_where_nothing_was(kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path) -> None:
