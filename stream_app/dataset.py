@@ -285,13 +285,17 @@ class _Parts:
 
     def _publish(self, poller: Child, worker: Child, files: Future[FilesProgress], stop: threading.Event) -> bool:
         """Show the poller's progress until its job has ended."""
-        events = threading.Thread(target=self._show_events, args=(poller.stdout,), daemon=True)
-        events.start()
+        pool = ThreadPoolExecutor(1, "events")
+        events = pool.submit(self._show_events, poller.stdout)
+        pool.shutdown(wait=False)
         while (code := poller.poll()) is None:
             self._check(worker, files)
+            if events.done():
+                # Who read our output may have gone.
+                events.result()
             if stop.wait(_LOOK_EVERY_S):
                 return False
-        events.join()
+        events.result()
         if code:
             raise _of_child(code, poller.log_tail())
         return True

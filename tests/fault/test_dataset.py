@@ -45,7 +45,9 @@ def test_a_killed_dataset_goes_on(prometheus: LocalPrometheus, samples: pd.DataF
                 break
         assert ranges == 2, dataset.log_tail()
         os.kill(dataset.pid, number)
-        dataset.stdout.close()
+        for _ in dataset.stdout:
+            # Until nobody writes any more; to a pipe that is closed the command could not write what it ends with.
+            pass
         code = dataset.wait(30)
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), dataset.log_tail()
         deadline = time.monotonic() + 10
