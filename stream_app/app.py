@@ -465,8 +465,8 @@ async def _in_thread(call: Callable[..., _Answer], *arguments: object) -> _Answe
             return await asyncio.to_thread(call, *arguments)
     except TimeoutError as error:
         raise PublishError(
-            f"Kafka's client has not answered for {_BLOCKED_S:.0f} s: "
-            "start the worker again, it goes on from its commit"
+            f"Kafka's client has not answered for {_BLOCKED_S:.0f} s, or this worker stood still: "
+            "start it again, it goes on from its commit"
         ) from error
 
 
