@@ -479,10 +479,23 @@ def high_watermarks(admin: AdminClient, places: Iterable[tuple[str, int]]) -> di
     Raises:
         KafkaException: the broker does not answer.
     """
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    return list_offsets(admin, places, OffsetSpec.latest(), IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+
+
+def list_offsets(
+    admin: AdminClient,
+    places: Iterable[tuple[str, int]],
+    spec: OffsetSpec,
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+) -> dict[tuple[str, int], int]:
+    """Return what the broker answers for topics' partitions.
+
+    Raises:
+        KafkaException: the broker does not answer.
+    """
     futures = admin.list_offsets(
-        {TopicPartition(topic, partition): latest for topic, partition in places},
-        isolation_level=IsolationLevel.READ_UNCOMMITTED,
+        {TopicPartition(topic, partition): spec for topic, partition in places},
+        isolation_level=isolation,
         request_timeout=CONNECT_TIMEOUT_S,
     )
     return {(at.topic, at.partition): int(future.result().offset) for at, future in futures.items()}
@@ -500,14 +513,10 @@ def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> 
         PublishError: the broker does not answer.
         ConfigError: we may not know.
     """
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    places = [(topic, partition) for partition in partitions]
     try:
-        futures = admin.list_offsets(
-            {TopicPartition(topic, partition): latest for partition in partitions},
-            isolation_level=IsolationLevel.READ_COMMITTED,
-            request_timeout=CONNECT_TIMEOUT_S,
-        )
-        return {at.partition: int(future.result().offset) for at, future in futures.items()}
+        ends = list_offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {partition: end for (_, partition), end in ends.items()}
     except KafkaException as error:
         raise failure(error, f"the ends of {topic} cannot be read") from error
 

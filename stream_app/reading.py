@@ -11,19 +11,19 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 
 from ingestor.core.durations import parse_time
 from ingestor.core.errors import ConfigError
 from ingestor.kafka import (
-    CONNECT_TIMEOUT_S,
     Cluster,
     FoundTopic,
     assigned_consumer,
     find_topics,
     is_missing,
     is_refusal,
+    list_offsets,
     reason,
 )
 
@@ -88,28 +88,19 @@ def starts(admin: AdminClient, places: Iterable[Place], start: str, from_ms: int
     latest = stable_offsets(admin, places)
     if from_ms is None:
         return latest
-    at = _offsets(admin, places, OffsetSpec.for_timestamp(from_ms))
+    at = list_offsets(admin, places, OffsetSpec.for_timestamp(from_ms))
     # Nothing is written since then: -1.
     return {place: at[place] if at[place] >= 0 else latest[place] for place in places}
 
 
 def earliest_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, int]:
     """Return the first offsets that Kafka still has."""
-    return _offsets(admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+    return list_offsets(admin, places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
 
 
 def stable_offsets(admin: AdminClient, places: Iterable[Place]) -> dict[Place, int]:
     """Return the offsets behind all that can be read as of now: an open transaction hides what is behind it."""
-    return _offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-
-
-def _offsets(admin: AdminClient, places: Iterable[Place], spec: OffsetSpec) -> dict[Place, int]:
-    futures = admin.list_offsets(
-        {TopicPartition(topic, partition): spec for topic, partition in places},
-        isolation_level=IsolationLevel.READ_COMMITTED,
-        request_timeout=CONNECT_TIMEOUT_S,
-    )
-    return {(tp.topic, tp.partition): future.result().offset for tp, future in futures.items()}
+    return list_offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
 
 
 def committed_consumer(cluster: Cluster, prefix: str, ear: Ear, **more: Any) -> Consumer:
