@@ -37,6 +37,7 @@ from backends import (
     with_history,
     with_types,
 )
+from commands import PATIENCE_S
 
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core.errors import QueryRejected
@@ -127,7 +128,7 @@ def after_its_targets_death(name: str, folder: Path) -> Iterator[str]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -141,7 +142,7 @@ def last_hour(source: Source) -> TimeRange:
 def all_but_the_last_second(source: Source) -> TimeRange:
     """Return a range to which nothing comes between two questions."""
     part = last_hour(source)
-    return TimeRange(part.start_ms, part.end_ms - 1_000)
+    return TimeRange(part.start_ms, part.end_ms - 5_000)
 
 
 def assert_same(one: SeriesBlock, other: SeriesBlock) -> None:
@@ -260,7 +261,7 @@ def test_metric_types_are_those_of_the_scraped_targets(backend: Backend, source:
         # It answers, but keeps no metadata (1.79); an unknown type is no error.
         assert source.metric_types() == {}
         return
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (types := source.metric_types()) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert types["prometheus_build_info"] == "gauge"

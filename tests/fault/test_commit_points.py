@@ -18,7 +18,7 @@ import pod_topic
 import pyarrow.dataset as ds
 import pytest
 import records
-from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker, write_files
 from kafka_proxy import Api, KafkaProxy, Point
 from proxied_kafka import ProxiedKafka
 
@@ -95,7 +95,7 @@ def test_the_poller(
         net,
     )
     poller.start()
-    assert poller.wait(60) == 0, poller.log_tail()
+    assert poller.wait(PATIENCE_S) == 0, poller.log_tail()
     published = chunks.published(broker.cluster, view.topics.prefix)
     assert not published.duplicated(["namespace", "pod", "metric", "series", "timestamp"]).any()
     assert len(published) == len(samples)
@@ -194,7 +194,7 @@ def test_the_consumer(broker: ProxiedKafka, net: KafkaProxy, tmp_path: Path) -> 
         kill_at_each([Point(Api.OFFSET_COMMIT, is_answered, nth, group)], member, net)
         safe += committed_by_last_life(log, safe, is_answered=is_answered)
     member.start()
-    assert member.wait(60) == 0, member.log_tail()
+    assert member.wait(PATIENCE_S) == 0, member.log_tail()
     safe += committed_by_last_life(log, safe, is_answered=True)
     again = log.read_text().count("shop/") - len(safe)
     click.echo(f"  {len(values)} windows, {len(safe)} processed and committed; {again} came again")

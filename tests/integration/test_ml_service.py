@@ -13,7 +13,7 @@ from typing import Any
 import programs
 import pytest
 import records
-from commands import ingestor, run, view_of, wait_until_windowed, worker
+from commands import end, ingestor, run, view_of, wait_until_windowed, worker
 
 from ingestor.core.time_range import iso
 from ingestor.kafka import connect, partition_counts, read_to_end
@@ -104,7 +104,7 @@ def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, demo: LocalPrometheus
     window(kafka, demo, view, middle_ms, END_MS, tmp_path / "worker.log")
     with service(kafka, log, *flags) as second:
         wait_until_scored(kafka, windows(kafka, view), second)
-        assert second.stop() == 0, second.log_tail()
+        end(second)
     found = {where: published[-1] for where, published in scores(kafka).items()}
     warm_ms = START_MS + 40 * MINUTE_MS
     ill = {
