@@ -167,8 +167,14 @@ def assert_stepped(*children: Child) -> None:
 def wait_for_rows(storage: Path, from_ms: int, children: Mapping[str, Child]) -> None:
     """Wait until a file has a window that begins then or later."""
     deadline = time.monotonic() + PATIENCE_S
-    while max((start_ms for _, _, start_ms in files.read(storage, pods=True)), default=-1) < from_ms:
+    while newest_ms(storage) < from_ms:
         for child in children.values():
             assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, "\n".join(child.log_tail() for child in children.values())
         time.sleep(0.2)
+
+
+def newest_ms(storage: Path) -> float:
+    """Return the newest window's start in files that are being written: their last lines may be torn."""
+    lines = [line for path in storage.glob("*/*.csv") for line in path.read_text().rpartition("\n")[0].splitlines()[1:]]
+    return max((1000 * datetime.fromisoformat(line.partition(",")[0]).timestamp() for line in lines), default=-1.0)
