@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import requests
-from commands import PATIENCE_S
+from commands import PATIENCE_S, run
 from confluent_kafka import Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
@@ -126,6 +126,25 @@ def test_a_missing_program_is_told(tmp_path: Path) -> None:
 def test_ports_are_not_those_of_outgoing_connections() -> None:
     """A client that reconnects to a stopped server cannot be given that server's port."""
     assert all(1024 < free_port() < 32768 for _ in range(100))
+
+
+HOLDS = """
+import sys
+from ingestor.local.processes import _hold
+
+print(_hold(int(sys.argv[1])))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names without files")
+def test_a_port_is_given_out_once() -> None:
+    """Between our choice and the server's start no other process of ours chooses it; later ones may."""
+    port = free_port()
+    command = [sys.executable, "-c", HOLDS]
+    assert run([*command, str(port)]).stdout == "False\n"
+    for _ in range(100):
+        free_port()
+    assert run([*command, str(port)]).stdout == "True\n"
 
 
 def test_prometheus_is_fetched_once(prometheus_binaries: Binaries) -> None:
