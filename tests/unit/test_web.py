@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -248,6 +249,14 @@ def own_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("web")}
 
 
+def wait_for_threads(before: set[threading.Thread]) -> None:
+    """Wait until none is left but those that were there before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not own_threads() <= before:
+        assert time.monotonic() < deadline, own_threads()
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("clients", [0, 5])
 def test_the_end_is_quick_and_leaves_nothing(session: requests.Session, clients: int) -> None:
     """No thread and no listener is left, and nobody who hangs is waited for; the port can be had again at once."""
@@ -256,7 +265,7 @@ def test_the_end_is_quick_and_leaves_nothing(session: requests.Session, clients:
         with web_server(ANY_PORT, Telemetry("live"), lambda: None, longest_connection_s=HOUR_S) as url:
             hanging = [stack.enter_context(closing(connected(url))) for _ in range(clients)]
             assert session.get(f"{url}/-/healthy").status_code == 200
-        assert own_threads() <= before
+        wait_for_threads(before)
         assert [connection.recv(1) for connection in hanging] == [b""] * clients
         with web_server(listen_address(url.removeprefix("http://")), Telemetry("live"), lambda: None) as again:
             assert again == url
@@ -267,7 +276,7 @@ def test_the_server_ends_with_an_error_of_its_block() -> None:
     before = own_threads()
     with pytest.raises(KeyError), web_server(ANY_PORT, Telemetry("live"), lambda: None):
         raise KeyError("x")
-    assert own_threads() <= before
+    wait_for_threads(before)
 
 
 def test_many_scrapes_at_once() -> None:
