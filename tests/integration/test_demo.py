@@ -71,7 +71,10 @@ def told_until(text: str, terminal: int) -> str:
     while text.encode() not in told or not told.endswith(b"\n"):
         ready, _, _ = select.select([terminal], [], [], max(deadline - time.monotonic(), 0))
         assert ready, told
-        told += os.read(terminal, 4096)
+        try:
+            told += os.read(terminal, 4096)
+        except OSError as ended:
+            raise AssertionError(told.decode()) from ended
         assert b"error:" not in told, told
     return told.decode()
 
@@ -102,7 +105,7 @@ def test_in_a_pipe_the_demo_ends_by_itself(demos: Demos) -> None:
     """It begins with the dashboard's address, has compared what that shows, and no line is too long."""
     told, _ = demos.in_pipe.communicate(timeout=DEADLINE_S)
     lines = told.decode().splitlines()
-    assert demos.in_pipe.returncode == 0, lines
+    assert demos.in_pipe.returncode == 0, told.decode()
     found = URL.fullmatch(next(line for line in lines if not line.startswith("port 6066 is taken")))
     assert found
     assert (found[2] == "6066") == ("port 6066 is taken" not in lines[0])
