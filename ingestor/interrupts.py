@@ -15,7 +15,9 @@ def end_on_signals() -> None:
     container, which has no way of its own to end: Kubernetes would wait for the grace period.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _end)
+        # What whoever started us has chosen to ignore, as a shell does for its background, stays ignored.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
 
 
 def _end(*_: object) -> None:
