@@ -461,8 +461,10 @@ def wait_for_model(running: Running, steps: Steps) -> None:
 
     with steps.waiting("the ML service is judging the history ..."):
         wait_until(arrived, MODEL_TIMEOUT_S, "the ML service has not judged the live window", running)
-    if judged.pods != {metrics.SICK_POD}:
-        found = ", ".join(sorted(judged.pods)) or "nobody"
+    # A machine that is too busy to scrape in time makes live windows that are unlike all others.
+    pods = judged.pods(floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS))
+    if pods != {metrics.SICK_POD}:
+        found = ", ".join(sorted(pods)) or "nobody"
         raise DemoError(f"the ML service has found {found}, not {metrics.SICK_POD}", *running.children.values())
     steps.done(f"ML service: {metrics.SICK_POD} was ill {judged.times} times (logs/ml-service.log)")
 

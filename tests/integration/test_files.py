@@ -30,6 +30,7 @@ import pytest
 from commands import PATIENCE_S, stream_app
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from pod_topic import wait_until_ended
 
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics, partition_of
@@ -284,9 +285,10 @@ def test_a_topic_that_goes_is_told(settings: FilesSettings, worker: Worker, topi
     make(admin, topics.pods)
 
 
-def test_from_now_on(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+def test_from_now_on(settings: FilesSettings, worker: Worker, topics: Topics, admin: AdminClient) -> None:
     """A storage that begins at the latest has what came since its first start, also where nothing came until then."""
     worker.send(topics.pods, message(0), message(1))
+    wait_until_ended(admin, topics, PARTITIONS)
     latest = replace(settings, start=Start.parse("latest", 0))
     assert run(latest).rows == 0
     worker.send(topics.pods, message(2))

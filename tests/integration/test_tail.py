@@ -23,6 +23,7 @@ from builders import messages
 from commands import PATIENCE_S, backfill, run, stream_app, view_of, wait_until_windowed, worker
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from pod_topic import wait_until_ended
 
 from ingestor.core import wire
 from ingestor.core.durations import ChunkSize
@@ -99,7 +100,7 @@ class Writer:
     """Sends records in transactions, as the stream app does."""
 
     def __init__(self, kafka: LocalKafka, topics: Topics) -> None:
-        self._topics = topics
+        self._topics, self._admin = topics, AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
         self._producer = Producer({"bootstrap.servers": kafka.bootstrap_servers, "transactional.id": uuid.uuid4().hex})
         self._producer.init_transactions(30)
 
@@ -118,6 +119,7 @@ class Writer:
             self._producer.commit_transaction(30)
         else:
             self._producer.abort_transaction(30)
+        wait_until_ended(self._admin, self._topics, PARTITIONS)
 
 
 @pytest.fixture
