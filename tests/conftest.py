@@ -1,4 +1,4 @@
-"""Real servers: a Kafka for each module, whose tests tell their topics apart by name, a Prometheus for all."""
+"""Real servers that all tests of a process share. Tests tell their topics apart by name."""
 
 from __future__ import annotations
 
@@ -29,12 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.parent.name, -1))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """One Apache Kafka for all tests of a module that leave it running; those that stop or kill one start their own.
-
-    Which modules share a process is chance: what one has left on a broker must not be there for another.
-    """
+    """One Apache Kafka for all tests that leave it running; those that stop or kill one start their own."""
     with LocalKafka(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
 

@@ -233,7 +233,7 @@ def test_another_holder_of_the_slot_ends_it(kafka: LocalKafka) -> None:
     """A fenced worker fails with it, and writes nothing from then on."""
 
     async def script() -> None:
-        bench = Bench(kafka, "fenced")
+        bench = Bench(kafka, "fenced-group")
         bench.add(0, 5)
         await bench.begun.acquire()
         bench.add(1, 5)

@@ -35,12 +35,12 @@ def refused_worker(kafka: LocalKafka, *flags: str) -> str:
 
 def test_a_second_writer_of_the_same_records_is_refused(kafka: LocalKafka, tmp_path: Path) -> None:
     """Two groupings that share a sink topic would double its records."""
-    view = view_of("second", "5m", "mean", "pod")
+    view = view_of("second-group", "5m", "mean", "pod")
     ensure_topics(connect(kafka.cluster), view.topics, 2)
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_for_line(child, "worker is ready")
-        both = view_of("second", "5m", "mean", "pod", "service")
-        assert view.group_id in refused_worker(kafka, "--topic-prefix", "second", *view_flags(both))
+        both = view_of("second-group", "5m", "mean", "pod", "service")
+        assert view.group_id in refused_worker(kafka, "--topic-prefix", "second-group", *view_flags(both))
 
 
 def test_windows_longer_than_chunks_are_kept_are_refused(kafka: LocalKafka) -> None:
