@@ -223,8 +223,7 @@ class Storm:
             except TimeoutError as error:
                 raise TimeoutError(self._last_words()) from error
         written = self._written()
-        # A group may wait long for the life that was killed amid its join.
-        self._wait_for(lambda: written <= self._processed().keys(), 180)
+        self._wait_for(lambda: written <= self._processed().keys(), 60)
         for name in READERS:
             self._others[name].leave()
         self._wait_for(lambda: all(self._others[name].child.poll() is not None for name in READERS), 30)
