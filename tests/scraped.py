@@ -18,7 +18,7 @@ import pandas as pd
 import requests
 
 from ingestor.core.time_range import TimeRange, iso
-from ingestor.kafka import connect, partition_counts, read_to_end
+from ingestor.kafka import Cluster, connect, partition_counts, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child, free_port
 from ingestor.local.prometheus import LocalPrometheus
@@ -53,16 +53,23 @@ def scraping(folder: Path, comes_after_s: float, goes_after_s: float) -> Iterato
 
 def wait_for_windows(kafka: LocalKafka, view: View, end_ms: int, child: Child) -> list[Record]:
     """Wait until the window that ends at *end_ms* is on the sink topic in all partitions that have any; return all."""
-    topic = view.topics.pods
-    partitions = partition_counts(connect(kafka.cluster))[topic]
     deadline = time.monotonic() + 60
     while True:
-        found = [[decode_record(m.value()) for m in read_to_end(kafka.cluster, topic, p)] for p in range(partitions)]
-        if all(records[-1].window_end_ms >= end_ms for records in found if records) and any(found):
-            return [record for records in found for record in records]
+        if (found := windows_until(kafka.cluster, view, end_ms)) is not None:
+            return found
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.5)
+
+
+def windows_until(cluster: Cluster, view: View, end_ms: int) -> list[Record] | None:
+    """Return all records once the window that ends at *end_ms* is there, in all partitions that have any; else None."""
+    topic = view.topics.pods
+    partitions = partition_counts(connect(cluster)).get(topic, 0)
+    found = [[decode_record(m.value()) for m in read_to_end(cluster, topic, p)] for p in range(partitions)]
+    if all(records[-1].window_end_ms >= end_ms for records in found if records) and any(found):
+        return [record for records in found for record in records]
+    return None
 
 
 def assert_windows(records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
