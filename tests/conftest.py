@@ -1,4 +1,4 @@
-"""Real servers that all tests of a process share. Tests tell their topics apart by name."""
+"""Real servers: a Kafka for each module, whose tests tell their topics apart by name, a Prometheus for all."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import history
 import pandas as pd
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
 
 # How long an example takes says nothing about what it shows, and CI is sometimes busy.
-settings.register_profile("podstream", deadline=None)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time: what fails has changed. Others: --hypothesis-profile=exploring.
+settings.register_profile("podstream", PATIENT, derandomize=True)
+settings.register_profile("exploring", PATIENT)
 settings.load_profile("podstream")
 
 QUICK_LAST = ("fault", "integration", "browser", "contract", "unit")
@@ -26,9 +29,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.parent.name, -1))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalKafka]:
-    """One Apache Kafka for all tests that leave it running; those that stop or kill one start their own."""
+    """One Apache Kafka for all tests of a module that leave it running; those that stop or kill one start their own.
+
+    Which modules share a process is chance: what one has left on a broker must not be there for another.
+    """
     with LocalKafka(tmp_path_factory.mktemp("kafka")) as broker:
         yield broker
 

@@ -17,16 +17,17 @@ from supervised import Supervised
 from tcp_proxy import TcpProxy
 
 from ingestor.core.time_range import TimeRange, floor_ms
-from ingestor.kafka import connect, ensure_topics
+from ingestor.kafka import DEFAULT_PARTITIONS, connect, ensure_topics, read_to_end
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.options import cluster_arguments
 from ingestor.positions import read_positions
+from stream_app.records import decode_record
 
 VIEW = view_of("live", "2s", "mean")
 POLLER, WORKER = "live poller", "live worker"
 
-WaitFor = Callable[[Callable[[], bool], float], None]
+WaitFor = Callable[[Callable[[], bool]], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,12 @@ class Live:
     def settle(self, wait_for: WaitFor) -> None:
         """Wait until all that was scraped by now is in windows; the poller ends."""
         now_ms = scraped.now_ms(self.prometheus)
-        wait_for(lambda: self.position_ms() >= now_ms, 120)
+        wait_for(lambda: self.position_ms() >= now_ms)
         poller = self.processes[POLLER]
         poller.leave()
-        wait_for(lambda: poller.child.poll() is not None, 60)
+        wait_for(lambda: poller.child.poll() is not None)
         end_ms = floor_ms(self.position_ms(), scraped.WINDOW_MS)
-        wait_for(lambda: scraped.windows_until(self.broker.cluster, VIEW, end_ms) is not None, 120)
+        wait_for(lambda: self._is_windowed(end_ms))
 
     def compare(self) -> records.Compared:
         """Compare all whole windows with what Prometheus holds."""
@@ -67,6 +68,13 @@ class Live:
         held = scraped.samples(self.prometheus, whole)
         return records.compare(inside, held, str(VIEW.chunk_size), VIEW.method, "pod")
 
+    def _is_windowed(self, end_ms: int) -> bool:
+        """Tell whether the window that ends at *end_ms* is there, in all partitions that have any."""
+        cluster, topic = self.broker.cluster, VIEW.topics.pods
+        last = [list(read_to_end(cluster, topic, p))[-1:] for p in range(DEFAULT_PARTITIONS)]
+        ends_ms = [decode_record(message.value()).window_end_ms for found in last for message in found]
+        return bool(ends_ms) and min(ends_ms) >= end_ms
+
 
 @contextmanager
 def live(folder: Path, broker: ProxiedKafka, lasts_s: float) -> Iterator[Live]:
@@ -77,7 +85,7 @@ def live(folder: Path, broker: ProxiedKafka, lasts_s: float) -> Iterator[Live]:
         TcpProxy(prometheus.port) as net,
     ):
         poller = ingestor(
-            "run", "--settle", "2s", "--poll-interval", "1s", "--url", f"http://127.0.0.1:{net.port}",
+            "run", "--settle", scraped.SETTLE, "--poll-interval", "1s", "--url", f"http://127.0.0.1:{net.port}",
             "--topic-prefix", VIEW.topics.prefix, *cluster_arguments(broker.way_in.cluster),
         )  # fmt: skip
         processes = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import builders
-from commands import view_of
+from commands import PATIENCE_S, view_of
 from confluent_kafka import Consumer, TopicPartition
 
 from ingestor.core.errors import Fenced
@@ -18,8 +18,6 @@ from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
 from stream_app.transactions import Transactions
 from stream_app.view import View
-
-PATIENCE_S = 60.0
 
 
 class Bench:

@@ -56,7 +56,8 @@ def test_a_cancelled_job_ends_where_it_stands(
 ) -> None:
     """What it has published is windowed, the cut window is there, and nothing is held back any more."""
     command = backfill(prometheus, kafka, "cancelled", "--range-samples", "1000", "--json")
-    poller = Child(command, log_path=tmp_path / "poller.log", stdout=PIPE)
+    slow = [*command, "--max-samples-per-second", "100"]
+    poller = Child(slow, log_path=tmp_path / "poller.log", stdout=PIPE)
     poller.start()
     poller.stdout.readline()
     poller.kill()
