@@ -398,6 +398,16 @@ def assigned_consumer(cluster: Cluster, name: str, **settings: Any) -> Consumer:
     )
 
 
+MEMBER_SETTINGS: Mapping[str, Any] = {
+    # A member asks about its topic once before it joins. Where the answer is lost, with a connection that the library
+    # gives up by itself, it waits for the next time that the library asks anyway: 5 minutes by default.
+    "topic.metadata.refresh.interval.ms": 5_000,
+    # Three times that, if not said; a broker may well be away for longer.
+    "metadata.max.age.ms": 900_000,
+}
+"""What every member of a group of ours is given."""
+
+
 def consumer_to_end(cluster: Cluster, name: str) -> Consumer:
     """Return an `assigned_consumer` that tells where a partition ends (`is_end`), once an assignment.
 

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, TopicPartition
 
 from ingestor.core.errors import PublishError
 from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster, client_config, reason
+from ingestor.kafka import MEMBER_SETTINGS, Cluster, client_config, reason
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,7 @@ class Standby:
         self._consumer = Consumer(
             {
                 **client_config(cluster),
+                **MEMBER_SETTINGS,
                 "group.id": f"{topics.prefix}.poller.{command}",
                 # What is free goes to the first member by id, which begins with this: without it one that
                 # waits would get the turn of the one that was taken over from, and fence the successor.

@@ -18,6 +18,8 @@ _TIMEOUT_S = 30.0
 _TRANSACTION_TIMEOUT_MS = 30_000
 """A transaction has 20,000 messages at most; after a crash without --slot, readers wait for this long."""
 
+_QUEUE_MESSAGES = 1_000_000
+
 _LOOK_S = 3.0
 
 _STALE_MEMBER = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
@@ -60,9 +62,18 @@ class Transactions:
         slot: names this worker among those of the view. The same slot again fences
             the earlier holder at once; without one, a killed worker's open
             transaction must time out before its partitions go on.
+        queue_messages: how many of a transaction may wait for the brokers.
     """
 
-    def __init__(self, cluster: Cluster, input_topic: str, group_id: str, slot: int | None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        input_topic: str,
+        group_id: str,
+        slot: int | None,
+        *,
+        queue_messages: int = _QUEUE_MESSAGES,
+    ) -> None:
         self._cluster = cluster
         self._input_topic = input_topic
         self._group_id = group_id
@@ -74,7 +85,7 @@ class Transactions:
                 "transaction.timeout.ms": _TRANSACTION_TIMEOUT_MS,
                 "linger.ms": 5,
                 "compression.type": "lz4",
-                "queue.buffering.max.messages": 1_000_000,
+                "queue.buffering.max.messages": queue_messages,
                 "queue.buffering.max.kbytes": 1_048_576,
                 # The broker has a bound for each topic.
                 "message.max.bytes": MAX_LETTER_BYTES + 50_000,

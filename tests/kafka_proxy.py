@@ -19,8 +19,13 @@ class Api(IntEnum):
 
     PRODUCE = 0
     FETCH = 1
+    LIST_OFFSETS = 2
+    METADATA = 3
     OFFSET_COMMIT = 8
+    FIND_COORDINATOR = 10
+    JOIN_GROUP = 11
     HEARTBEAT = 12
+    SYNC_GROUP = 14
     INIT_PRODUCER_ID = 22
     ADD_PARTITIONS_TO_TXN = 24
     ADD_OFFSETS_TO_TXN = 25
@@ -50,6 +55,8 @@ class Stop:
     point: Point
     _loop: asyncio.AbstractEventLoop
     reached: threading.Event = field(default_factory=threading.Event)
+    lost: threading.Event = field(default_factory=threading.Event)
+    """Its connection has ended meanwhile."""
     _left: int = 0
     _decided: asyncio.Event = field(default_factory=asyncio.Event)
     _goes_on: bool = False
@@ -83,7 +90,11 @@ class Stop:
             ConnectionAbortedError: the connection is to end.
         """
         self.reached.set()
-        await self._decided.wait()
+        try:
+            await self._decided.wait()
+        except asyncio.CancelledError:
+            self.lost.set()
+            raise
         if not self._goes_on:
             raise ConnectionAbortedError
 

@@ -42,3 +42,22 @@ class ProxiedKafka(LocalKafka):
         path.write_text(
             f"{text}listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT\n"
         )
+
+
+class FenceableKafka(ProxiedKafka):
+    """One whose way to its own controller is a TCP proxy's too, from *controller_proxy_port* to *controller_port*.
+
+    A broker that its controller has not heard of for 3 s is fenced: it answers, but is no broker of the cluster,
+    and no partition or group has a leader.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.controller_port, self.controller_proxy_port = free_port(), free_port()
+
+    def _write_properties(self, port: int) -> None:
+        super()._write_properties(port)
+        path = self.folder / "server.properties"
+        text = re.sub(r"(?<=CONTROLLER://127\.0\.0\.1:)\d+", str(self.controller_port), path.read_text())
+        voters = r"(?<=^controller\.quorum\.voters=1@127\.0\.0\.1:)\d+"
+        path.write_text(re.sub(voters, str(self.controller_proxy_port), text, flags=re.MULTILINE))

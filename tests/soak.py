@@ -32,7 +32,7 @@ def main() -> None:
     while not outcomes or time.monotonic() < began_s + minutes * 60:
         folder = Path(tempfile.mkdtemp(prefix="podstream-soak."))
         try:
-            outcomes.append(storm.run(first + len(outcomes), folder / "storm", FAULTS, LASTS_S))
+            outcomes.append(storm.run(first + len(outcomes), folder / "storm", FAULTS, LASTS_S, is_live=True))
         except BaseException:
             click.echo(f"the logs are in {folder}")
             raise

@@ -1,4 +1,4 @@
-"""A backfill through to files while every process and both networks fail, by a seed; then all windows are compared."""
+"""A backfill through to files, and live polling if wanted, while every process and both networks fail, by a seed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,6 +22,7 @@ import history
 import oracle
 import pandas as pd
 import records
+import storm_live
 from commands import (
     PATIENCE_S,
     WHEN,
@@ -77,6 +78,9 @@ KINDS = (
     Kind("joins and leaves", (JOINER,), (8.0, 20.0)),
     Kind("second poller", ("poller",), (0.0, 0.0)),
 )
+LIVE_KINDS = tuple(kind._replace(whom=(storm_live.POLLER, storm_live.WORKER)) for kind in KINDS[:2])
+LIVE_FAULTS = 4
+"""In addition."""
 
 
 class Fault(NamedTuple):
@@ -92,10 +96,10 @@ class Fault(NamedTuple):
         return f"{self.at_s:.1f} {self.what}: {self.whom}{lasts}"
 
 
-def plan(seed: int, count: int, lasts_s: float) -> list[Fault]:
+def plan(seed: int, count: int, lasts_s: float, kinds: Sequence[Kind] = KINDS) -> list[Fault]:
     """Return *count* faults, of different kinds while there are any, spread over *lasts_s*."""
     generator = random.Random(seed)
-    deck = [(kind, who) for kind in KINDS for who in kind.whom]
+    deck = [(kind, who) for kind in kinds for who in kind.whom]
     cards = [card for _ in range(-(-count // len(deck))) for card in generator.sample(deck, len(deck))][:count]
     each_s = lasts_s / count
     found = []
@@ -138,9 +142,11 @@ class Outcome:
         )
 
 
-def run(seed: int, folder: Path, faults: int, lasts_s: float) -> Outcome:
-    """Run one storm in *folder*, which must be new."""
+def run(seed: int, folder: Path, faults: int, lasts_s: float, *, is_live: bool = False) -> Outcome:
+    """Run one storm in *folder*, which must be new; *is_live*: with live polling and a Prometheus that grows."""
     planned = plan(seed, faults, lasts_s)
+    if is_live:
+        planned = sorted([*planned, *plan(seed, LIVE_FAULTS, lasts_s, LIVE_KINDS)])
     click.echo(f"\nPODSTREAM_FAULT_SEED={seed}\n  " + "\n  ".join(map(str, planned)))
     held = history.samples(seed)
     prometheus = LocalPrometheus(folder / "prometheus")
@@ -157,6 +163,7 @@ def run(seed: int, folder: Path, faults: int, lasts_s: float) -> Outcome:
             stack.enter_context(TcpProxy(broker.proxied_port, broker.proxy_port)),
             stack.enter_context(TcpProxy(prometheus.port)),
             samples_per_s=len(held) / lasts_s,
+            live=stack.enter_context(storm_live.live(folder / "live", broker, lasts_s)) if is_live else None,
         )
         stack.callback(storm.end)
         storm.blow(planned)
@@ -175,6 +182,7 @@ class Storm:
     kafka_net: TcpProxy
     prometheus_net: TcpProxy
     samples_per_s: float
+    live: storm_live.Live | None = None
     pollers: list[Supervised] = field(default_factory=list)
     """The last one is to finish the job; those before it were replaced."""
 
@@ -193,6 +201,8 @@ class Storm:
         self._others["files"] = Supervised(Child(sink, log_path=self.folder / "files.log"))
         self._raw_files = stream_app("raw-files", "--storage", str(self.folder / "raw"), *where)
         self._others["raw files"] = Supervised(Child(self._raw_files, log_path=self.folder / "raw-files.log"))
+        if self.live is not None:
+            self._others |= self.live.processes
         cluster = self.broker.way_in.cluster
         model = [consuming.__file__, cluster.bootstrap_servers, VIEW.topics.prefix, str(self.folder / "processed")]
         self._others["model"] = Supervised(
@@ -232,8 +242,9 @@ class Storm:
                 done.result()
             except TimeoutError as error:
                 raise TimeoutError(self._last_words()) from error
+        if self.live is not None:
+            self.live.settle(self._wait_for)
         written = self._written()
-        # A group may wait long for the life that was killed amid its join.
         self._wait_for(lambda: written <= self._processed().keys())
         for name in READERS:
             self._others[name].leave()
@@ -254,6 +265,8 @@ class Storm:
             found[f"files of {group_by}s"] = records.compare_cells(cells, expected)
         found[MODEL] = self._compare_processed()
         found[RAW] = self._compare_raw(held)
+        if self.live is not None:
+            found[storm_live.VIEW.topics.pods] = self.live.compare()
         return found
 
     def _written(self) -> set[tuple[str, int]]:
@@ -324,9 +337,11 @@ class Storm:
         """Return what begins a fault, and what ends it."""
         whom = fault.whom
         if fault.what in SIDE_ACTS:
-            begin, end = SIDE_ACTS[fault.what]
-            sides = [side for name, side in self._sides.items() if whom in (name, "both")]
-            return lambda: [begin(*side) for side in sides], lambda: [end(*side) for side in sides]
+            sides = [(SIDE_ACTS[fault.what], side) for name, side in self._sides.items() if whom in (name, "both")]
+            if self.live is not None and whom != "Kafka":
+                what = "connections stalled" if fault.what == "server stopped" else fault.what
+                sides.append((SIDE_ACTS[what], (self.live.prometheus, self.live.net)))
+            return lambda: [act(*side) for (act, _), side in sides], lambda: [act(*side) for (_, act), side in sides]
         if fault.what == "joins and leaves":
             joiner = self._others[whom]
             return joiner.join, joiner.leave

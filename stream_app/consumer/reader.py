@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import ConfigError, Fenced, PublishError
 from ingestor.kafka import (
+    MEMBER_SETTINGS,
     Cluster,
     FoundTopic,
     failure,
@@ -431,6 +432,7 @@ class Reader:
             more["fetch.wait.max.ms"] = 10
         if settings.group is not None:
             more |= {
+                **MEMBER_SETTINGS,
                 "group.id": settings.group,
                 "partition.assignment.strategy": "cooperative-sticky",
                 "session.timeout.ms": round(settings.session_timeout_s * 1000),

@@ -13,6 +13,7 @@ from pathlib import Path
 import builders
 import feeding
 import holding_worker
+import narrow_worker
 import pandas as pd
 import records
 from commands import PATIENCE_S, view_of, wait_for_line, wait_until_windowed, worker
@@ -86,4 +87,21 @@ def test_stopped_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path)
     assert committed_offsets(kafka.cluster, view.group_id, view.topics.range_chunks, builders.PARTITIONS) is not None
     with worker(kafka, view, tmp_path / "second.log") as second:
         wait_until_windowed(kafka, view, second)
+    assert_right(kafka, view, held)
+
+
+def test_queue_full(kafka: LocalKafka, tmp_path: Path) -> None:
+    """A worker whose client's queue is full says so and ends; of that transaction nothing is read, and the next holder
+    of the slot emits all of it.
+    """
+    view = view_of("queue-full", "1m", "mean")
+    held = fed(kafka, view)
+    for messages in (2, 20):
+        log = tmp_path / f"{messages}.log"
+        arguments = [kafka.bootstrap_servers, view.topics.prefix, str(messages)]
+        with Child([sys.executable, narrow_worker.__file__, *arguments], log_path=log) as narrow:
+            assert narrow.wait(120) == 1
+        assert "error: records were not committed: Message failed: Local: Queue full" in log.read_text()
+    with worker(kafka, view, tmp_path / "wide.log") as wide:
+        wait_until_windowed(kafka, view, wide)
     assert_right(kafka, view, held)

@@ -1,0 +1,107 @@
+"""What the storm has of live polling: a Prometheus that goes on growing, a poller that follows it, and a worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import chunks
+import records
+import scraped
+from commands import ingestor, view_of, worker
+from proxied_kafka import ProxiedKafka
+from supervised import Supervised
+from tcp_proxy import TcpProxy
+
+from ingestor.core.time_range import TimeRange, floor_ms
+from ingestor.kafka import DEFAULT_PARTITIONS, connect, ensure_topics, read_to_end
+from ingestor.local.processes import Child
+from ingestor.local.prometheus import LocalPrometheus
+from ingestor.options import cluster_arguments
+from ingestor.positions import read_positions
+from stream_app.records import decode_record
+
+VIEW = view_of("live", "2s", "mean")
+POLLER, WORKER = "live poller", "live worker"
+
+WaitFor = Callable[[Callable[[], bool]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """Its servers and processes.
+
+    Its Prometheus is killed and cut off like the other one, and not frozen: a scrape that is under way then is stored
+    with its own time, long after the poller may have read past it.
+    """
+
+    prometheus: LocalPrometheus
+    net: TcpProxy
+    broker: ProxiedKafka
+    processes: dict[str, Supervised]
+
+    def position_ms(self) -> int:
+        """Return how far it has been read, or 0."""
+        position = read_positions(self.broker.cluster, VIEW.topics).get("live")
+        return 0 if position is None else position.position_ms
+
+    def settle(self, wait_for: WaitFor) -> None:
+        """Wait until all that was scraped by now is in windows; the poller ends."""
+        now_ms = scraped.now_ms(self.prometheus)
+        wait_for(lambda: self.position_ms() >= now_ms)
+        poller = self.processes[POLLER]
+        poller.leave()
+        wait_for(lambda: poller.child.poll() is not None)
+        end_ms = floor_ms(self.position_ms(), scraped.WINDOW_MS)
+        wait_for(lambda: self._is_windowed(end_ms))
+
+    def compare(self) -> records.Compared:
+        """Compare all whole windows with what Prometheus holds."""
+        covered = chunks.assert_adjoining(chunks.read(self.broker.cluster, VIEW.topics), "live")
+        size_ms = scraped.WINDOW_MS
+        whole = TimeRange(-(-covered.start_ms // size_ms) * size_ms, floor_ms(covered.end_ms, size_ms))
+        found = records.read(self.broker.cluster, VIEW.topics.pods)
+        inside = [r for r in found if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
+        held = scraped.samples(self.prometheus, whole)
+        return records.compare(inside, held, str(VIEW.chunk_size), VIEW.method, "pod")
+
+    def _is_windowed(self, end_ms: int) -> bool:
+        """Tell whether the window that ends at *end_ms* is there, in all partitions that have any."""
+        cluster, topic = self.broker.cluster, VIEW.topics.pods
+        last = [list(read_to_end(cluster, topic, p))[-1:] for p in range(DEFAULT_PARTITIONS)]
+        ends_ms = [decode_record(message.value()).window_end_ms for found in last for message in found]
+        return bool(ends_ms) and min(ends_ms) >= end_ms
+
+
+@contextmanager
+def live(folder: Path, broker: ProxiedKafka, lasts_s: float) -> Iterator[Live]:
+    """Run a Prometheus that scrapes, with a poller whose job has begun, and a worker."""
+    folder.mkdir(parents=True)
+    with (
+        scraped.scraping(folder, comes_after_s=lasts_s / 3, goes_after_s=lasts_s * 2 / 3) as prometheus,
+        TcpProxy(prometheus.port) as net,
+    ):
+        poller = ingestor(
+            "run", "--settle", scraped.SETTLE, "--poll-interval", "1s", "--url", f"http://127.0.0.1:{net.port}",
+            "--topic-prefix", VIEW.topics.prefix, *cluster_arguments(broker.way_in.cluster),
+        )  # fmt: skip
+        processes = {
+            POLLER: Supervised(Child(poller, log_path=folder / "poller.log")),
+            WORKER: Supervised(worker(broker.way_in, VIEW, folder / "worker.log")),
+        }
+        made = Live(prometheus, net, broker, processes)
+        ensure_topics(connect(broker.cluster), VIEW.topics, None)
+        try:
+            for one in processes.values():
+                one.join()
+            deadline = time.monotonic() + 60
+            while not made.position_ms():
+                assert time.monotonic() < deadline, processes[POLLER].child.log_tail()
+                time.sleep(0.1)
+            yield made
+        finally:
+            for one in processes.values():
+                one.vanish()
