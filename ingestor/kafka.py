@@ -575,19 +575,41 @@ def has_unread(cluster: Cluster, topic: str, offsets: Mapping[int, int]) -> bool
         consumer.close()
 
 
+def commits(
+    cluster: Cluster, group_id: str, topic: str, partitions: int, *, waits_for_open: bool = True
+) -> list[TopicPartition]:
+    """Return what a consumer group has committed for each partition; a negative offset where that is nothing.
+
+    Asked as a consumer, which finds the group's coordinator however it moves. The admin client's own question ends the
+    process with a segmentation fault where a broker answers that it is not the coordinator (librdkafka 2.16).
+
+    Args:
+        waits_for_open: what an open transaction has committed is waited for; else what was committed before it counts.
+
+    Raises:
+        KafkaException: no answer came in time, or it is refused.
+    """
+    level = "read_committed" if waits_for_open else "read_uncommitted"
+    consumer = Consumer({**client_config(cluster), "group.id": group_id, "isolation.level": level})
+    try:
+        stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
+    finally:
+        consumer.close()
+    for committed in stored:
+        if committed.error is not None:
+            raise KafkaException(committed.error)
+    return stored
+
+
 def committed_offsets(cluster: Cluster, group_id: str, topic: str, partitions: int) -> dict[int, int] | None:
     """Return what a consumer group has committed for every partition; None while one has nothing, or is not to be had.
 
     What a killed worker's open transaction has committed is told only when that has timed out.
     """
-    consumer = Consumer({**client_config(cluster), "group.id": group_id})
     try:
-        stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
-        offsets = {tp.partition: tp.offset for tp in stored}
+        offsets = {tp.partition: tp.offset for tp in commits(cluster, group_id, topic, partitions)}
         return offsets if all(offset >= 0 for offset in offsets.values()) else None
     except KafkaException as error:
         if _is_settling(error) or error.args[0].code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - no public name
             return None
         raise failure(error, "committed offsets cannot be read") from error
-    finally:
-        consumer.close()

@@ -336,8 +336,8 @@ def worker(**flags: Any) -> None:
     view = _view(flags)
     listener = _web_listener(flags["web_listen_address"])
     admin = connect(flags["cluster"])
-    ensure_topics(admin, view.topics, flags["partitions"])
-    check_view(admin, view)
+    partitions = ensure_topics(admin, view.topics, flags["partitions"])
+    check_view(admin, flags["cluster"], view, partitions)
     settings = WorkerSettings(
         flags["cluster"],
         view,

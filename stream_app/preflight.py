@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaException, TopicCollection, TopicPartition
+from confluent_kafka import KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
-from ingestor.kafka import CONNECT_TIMEOUT_S, failure, when_settled
+from ingestor.kafka import CONNECT_TIMEOUT_S, Cluster, commits, failure, when_settled
 from stream_app.pipeline import refuse_other_view
 from stream_app.view import View
 
 
-def check_view(admin: AdminClient, view: View) -> None:
-    """Refuse a view that cannot be made right.
+def check_view(admin: AdminClient, cluster: Cluster, view: View, partitions: int) -> None:
+    """Refuse a view that cannot be made right, of a chunk topic with so many partitions.
 
     Raises:
         ConfigError: the user lacks a right, another view writes the same records, or chunks are deleted
@@ -22,7 +22,7 @@ def check_view(admin: AdminClient, view: View) -> None:
     try:
         _refuse_missing_rights(admin, view)
         _refuse_second_writer(admin, view)
-        _refuse_other_commits(admin, view)
+        _refuse_other_commits(cluster, view, partitions)
         _refuse_short_retention(admin, view)
     except KafkaException as error:
         raise failure(error, "Kafka does not say what is there") from error
@@ -72,17 +72,11 @@ def _refuse_second_writer(admin: AdminClient, view: View) -> None:
             )
 
 
-def _refuse_other_commits(admin: AdminClient, view: View) -> None:
+def _refuse_other_commits(cluster: Cluster, view: View, partitions: int) -> None:
     """Methods of single metrics stand in no record: those that were written cannot be told from ours."""
-
-    def ask() -> list[TopicPartition]:
-        groups = [ConsumerGroupTopicPartitions(view.group_id)]
-        [future] = admin.list_consumer_group_offsets(groups, request_timeout=CONNECT_TIMEOUT_S).values()
-        commits: list[TopicPartition] = future.result().topic_partitions
-        return commits
-
-    for committed in when_settled(ask):
-        if committed.topic == view.topics.range_chunks and committed.metadata:
+    topic = view.topics.range_chunks
+    for committed in when_settled(lambda: commits(cluster, view.group_id, topic, partitions, waits_for_open=False)):
+        if committed.metadata:
             refuse_other_view(view, committed.metadata)
 
 

@@ -22,6 +22,7 @@ class Api(IntEnum):
     LIST_OFFSETS = 2
     METADATA = 3
     OFFSET_COMMIT = 8
+    OFFSET_FETCH = 9
     FIND_COORDINATOR = 10
     JOIN_GROUP = 11
     HEARTBEAT = 12

@@ -1,0 +1,50 @@
+"""A group's coordinator that is another one just as somebody asks it."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from commands import end, view_of, wait_for_line, worker
+from confluent_kafka import KafkaError
+from kafka_proxy import Api, KafkaProxy
+from proxied_kafka import ProxiedKafka
+from tcp_proxy import Connection
+
+_BEHIND_THE_ERROR = {6: 1, 7: 1, 8: 2, 9: 2}
+"""Bytes of an OffsetFetch's answer that follow a group's error code, by the version; none in earlier ones."""
+
+
+class Moving(KafkaProxy):
+    """Answers the first question for a group's commits as a broker does that is its coordinator no more."""
+
+    has_moved = False
+    _question: tuple[int, int] | None = None
+    """Version and correlation id of that question."""
+
+    async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
+        async for frame in super().pieces(connection, data, asks=asks):
+            if asks:
+                api, version, correlation = struct.unpack_from(">hhi", frame, 4)
+                if api == Api.OFFSET_FETCH and self._question is None:
+                    self._question = version, correlation
+            elif not self.has_moved and self._question and self._question[1] == struct.unpack_from(">i", frame, 4)[0]:
+                self.has_moved = True
+                changed = bytearray(frame)
+                at = len(frame) - 2 - _BEHIND_THE_ERROR.get(self._question[0], 0)
+                assert changed[at : at + 2] == b"\0\0"
+                struct.pack_into(">h", changed, at, KafkaError.NOT_COORDINATOR)
+                yield bytes(changed)
+                continue
+            yield frame
+
+
+def test_a_worker_asks_the_next_one(tmp_path: Path) -> None:
+    """What its group has committed is asked for again."""
+    view = view_of("moving", "1m", "mean")
+    with ProxiedKafka(tmp_path / "kafka") as broker, Moving(broker.proxied_port, broker.proxy_port) as net:
+        with worker(broker.way_in, view, tmp_path / "worker.log") as child:
+            wait_for_line(child, "worker is ready")
+            end(child)
+        assert net.has_moved
