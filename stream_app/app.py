@@ -97,6 +97,7 @@ class Worker:
         self._commits = GroupCommit(self._written, telemetry, self._superseded, self._fail)
         self._admin = AdminClient(client_config(settings.cluster))
         self._pipelines: dict[int, Pipeline] = {}
+        # The event loop itself would let it be collected.
         self._restoring: asyncio.Task[None] | None = None
         # Another number after each revoke: what was taken out of the buffer before it is let go.
         self._assignment = 0

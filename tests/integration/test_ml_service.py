@@ -6,13 +6,14 @@ import json
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import programs
 import pytest
 import records
-from commands import ingestor, run, view_of, wait_until_windowed, worker
+from commands import PATIENCE_S, end, ingestor, run, view_of, wait_until_windowed, worker
 
 from ingestor.core.time_range import iso
 from ingestor.kafka import connect, partition_counts, read_to_end
@@ -31,20 +32,28 @@ END_MS = START_MS + 100 * MINUTE_MS
 
 
 @pytest.fixture(scope="module")
-def windowed(kafka: LocalKafka, tmp_path_factory: pytest.TempPathFactory) -> View:
-    """Means of a minute of the demo's pods, in Kafka."""
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheus]:
+    """The demo's own history."""
     folder = tmp_path_factory.mktemp("ml")
     with (folder / "history.om").open("w") as file:
         history.write_history(file, START_MS, END_MS, interval_ms=15_000)
     server = LocalPrometheus(folder)
     create_blocks(folder / "history.om", server.data_dir)
-    view = view_of("ml", "1m", "mean")
-    when = ["--start", iso(START_MS), "--end", iso(END_MS)]
-    where = ["--topic-prefix", "ml", *cluster_arguments(kafka.cluster)]
-    with server, worker(kafka, view, folder / "worker.log") as child:
-        run(ingestor("backfill", "--url", server.url, *when, *where))
+    with server:
+        yield server
+
+
+def window(kafka: LocalKafka, demo: LocalPrometheus, view: View, start_ms: int, end_ms: int, log: Path) -> None:
+    """Publish the windows of a part of the history."""
+    when = ["--start", iso(start_ms), "--end", iso(end_ms)]
+    with worker(kafka, view, log) as child:
+        run(
+            ingestor(
+                "backfill", "--url", demo.url, *when,
+                "--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster),
+            )
+        )  # fmt: skip
         wait_until_windowed(kafka, view, child)
-    return view
 
 
 def service(kafka: LocalKafka, log: Path, *more: str) -> Child:
@@ -68,30 +77,34 @@ def windows(kafka: LocalKafka, view: View) -> set[tuple[str, int]]:
 
 
 def wait_until_scored(kafka: LocalKafka, expected: set[tuple[str, int]], child: Child) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while scores(kafka).keys() != expected:
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.3)
 
 
-def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, windowed: View, tmp_path: Path) -> None:
+def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, demo: LocalPrometheus, tmp_path: Path) -> None:
     """Each window of the demo's sick pod is an anomaly while it is ill, with its queue as the reason, and none else is.
 
     Killed on its way and started again, the service scores every window all the same.
     """
-    expected = windows(kafka, windowed)
+    view = view_of("ml", "1m", "mean")
+    middle_ms = (START_MS + END_MS) // 2
+    window(kafka, demo, view, START_MS, middle_ms, tmp_path / "worker.log")
     flags = ["--start", "earliest", "--group", "ml.anomalies"]
-    with service(kafka, tmp_path / "first.log", *flags) as first:
-        deadline = time.monotonic() + 60
+    log = tmp_path / "service.log"
+    with service(kafka, log, *flags) as first:
+        deadline = time.monotonic() + PATIENCE_S
         while len(scores(kafka)) < 100:
             assert first.poll() is None, first.log_tail()
             assert time.monotonic() < deadline, first.log_tail()
             time.sleep(0.05)
         first.kill()
-    with service(kafka, tmp_path / "second.log", *flags) as second:
-        wait_until_scored(kafka, expected, second)
-        assert second.stop() == 0, second.log_tail()
+    window(kafka, demo, view, middle_ms, END_MS, tmp_path / "worker.log")
+    with service(kafka, log, *flags) as second:
+        wait_until_scored(kafka, windows(kafka, view), second)
+        end(second)
     found = {where: published[-1] for where, published in scores(kafka).items()}
     warm_ms = START_MS + 40 * MINUTE_MS
     ill = {
@@ -102,7 +115,7 @@ def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, windowed: View, tmp_p
     assert len(ill) == 9
     assert {where for where, score in found.items() if score["anomalous"] and where[1] >= warm_ms} == ill
     assert all([reason["metric"] for reason in found[where]["reasons"]] == ["queue_depth"] for where in ill)
-    assert f"shop/{metrics.SICK_POD} is not as its service mostly is: queue_depth" in second.log_tail(1000)
+    assert f"shop/{metrics.SICK_POD} is not as its service mostly is: queue_depth" in log.read_text()
 
 
 def test_no_broker_is_told(tmp_path: Path) -> None:
