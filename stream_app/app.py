@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, TypeVar
@@ -25,7 +25,7 @@ from ingestor.kafka import Cluster, client_config, connect, stable_ends
 from ingestor.web import pages
 from stream_app.dashboard.server import PAGES, Dashboard
 from stream_app.dead_letters import dead_letter
-from stream_app.earlier import EarlierResults, earlier_results, has_written
+from stream_app.earlier import EarlierResults, earlier_results, has_written, used_partitions
 from stream_app.faust_transport import App, Transport, arrived, credentials, group_metadata, member_id, reads
 from stream_app.group_commit import GroupCommit
 from stream_app.methods import MAX_HELD_VALUES
@@ -95,7 +95,10 @@ class Worker:
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._commits = GroupCommit(self._written, telemetry, self._superseded, self._fail)
+        self._admin = AdminClient(client_config(settings.cluster))
         self._pipelines: dict[int, Pipeline] = {}
+        # The event loop itself would let it be collected.
+        self._restoring: asyncio.Task[None] | None = None
         # Another number after each revoke: what was taken out of the buffer before it is let go.
         self._assignment = 0
         self._is_superseded = False
@@ -240,8 +243,10 @@ class Worker:
         @app.on_partitions_assigned.connect  # type: ignore[arg-type]
         async def look(_: object, assigned: set[faust.types.TP], **__: object) -> None:
             self._member_id = member_id(app)
-            self._telemetry.assigned(tp.partition for tp in assigned)
+            partitions = {tp.partition for tp in assigned}
+            self._telemetry.assigned(partitions)
             self._shared_out.set()
+            self._restoring = asyncio.create_task(self._restore_ahead(partitions))
 
         return app
 
@@ -285,10 +290,11 @@ class Worker:
                 if self._is_over(assignment):
                     return
                 membership = group_metadata(self.app, waiting[0].generation_id or 0)
-                for message in waiting:
-                    await self._restore(message.partition)
+                if missing := {message.partition for message in waiting} - self._pipelines.keys():
+                    restored = await self._restored(missing)
                     if self._is_over(assignment):
                         return
+                    self._pipelines.update(restored)
                 fed, error = await asyncio.to_thread(self._fed, waiting, dict(self._pipelines))
                 if self._is_over(assignment):
                     return
@@ -302,10 +308,32 @@ class Worker:
         """Tell whether messages of *assignment* count for nothing any more."""
         return self._stopping or self._is_superseded or assignment != self._assignment
 
-    async def _restore(self, partition: int) -> None:
-        if partition not in self._pipelines:
-            commit = await _in_thread(self._transactions.committed, partition)
-            self._pipelines[partition] = await asyncio.to_thread(self._restored, partition, commit)
+    async def _restore_ahead(self, partitions: Collection[int]) -> None:
+        """Restore what is assigned before its first messages come; what is wrong with it is told when they do."""
+        assignment = self._assignment
+        with suppress(IngestorError):
+            restored = await self._restored(partitions)
+            if not self._is_over(assignment):
+                # Whose first message was sooner goes on with its own.
+                self._pipelines = {**restored, **self._pipelines}
+
+    async def _restored(self, partitions: Collection[int]) -> dict[int, Pipeline]:
+        """Return partitions' pipelines as they were committed.
+
+        Raises:
+            ConfigError: what a restart must read is gone.
+        """
+        commits = await _in_thread(self._transactions.committed, partitions)
+        without = [partition for partition, commit in commits.items() if not commit.metadata]
+        may_be_lost: set[int] = set()
+        if without and not self._settings.accept_loss:
+            may_be_lost = await _in_thread(used_partitions, self._admin, self._view, without)
+        return await asyncio.to_thread(
+            lambda: {
+                partition: self._restored_from(partition, commit, may_be_lost=partition in may_be_lost)
+                for partition, commit in commits.items()
+            }
+        )
 
     def _fed(
         self, messages: Sequence[faust.types.Message], pipelines: Mapping[int, Pipeline]
@@ -362,8 +390,13 @@ class Worker:
         self._is_superseded = True
         self._pipelines.clear()
 
-    def _restored(self, partition: int, commit: Commit) -> Pipeline:
+    def _restored_from(self, partition: int, commit: Commit, *, may_be_lost: bool) -> Pipeline:
         """Return a partition's pipeline as it was committed.
+
+        Args:
+            partition: its number.
+            commit: where it goes on.
+            may_be_lost: it has no commit, and there are records in its sink topics.
 
         Raises:
             ConfigError: what a restart must read is gone.
@@ -375,8 +408,7 @@ class Worker:
                 f"retention (the first is {commit.first}): lengthen its retention.ms, and give --accept-loss to go on; "
                 "windows that the deleted stretch cuts are marked incomplete"
             )
-        is_lost = not commit.metadata and not self._settings.accept_loss
-        if is_lost and has_written(self._cluster, view, partition, self._went_on):
+        if may_be_lost and has_written(self._cluster, view, partition, self._went_on):
             raise ConfigError(
                 f"the consumer group {view.group_id} has no commit for partition {partition}, but has written records "
                 f"there (Kafka forgets the commits of a group without workers after offsets.retention.minutes): give "
@@ -436,7 +468,7 @@ class Worker:
 
     async def _look_at_ends(self) -> None:
         """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""
-        standing, admin = self._telemetry.standing, AdminClient(client_config(self._cluster))
+        standing = self._telemetry.standing
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):
@@ -446,7 +478,7 @@ class Worker:
             try:
                 if standing.partitions:
                     ends = await asyncio.to_thread(
-                        stable_ends, admin, self._view.topics.range_chunks, standing.partitions
+                        stable_ends, self._admin, self._view.topics.range_chunks, standing.partitions
                     )
             except IngestorError as error:
                 # What is known stays; the work itself has its own ways to find out and to tell.

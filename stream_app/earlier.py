@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 import orjson
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import MalformedMessage
-from ingestor.kafka import Cluster, read_to_end
+from ingestor.kafka import Cluster, failure, high_watermarks, read_to_end, when_settled
 from stream_app.encoding import result_hash
 from stream_app.pipeline import Identity
 from stream_app.records import Record, decode_record
@@ -76,6 +78,20 @@ def has_written(cluster: Cluster, view: View, partition: int, went_on: Callable[
         PublishError: Kafka does not answer.
     """
     return next(_records(cluster, view, partition, 0, went_on), None) is not None
+
+
+def used_partitions(admin: AdminClient, view: View, partitions: Iterable[int]) -> set[int]:
+    """Return those of *partitions* in which a sink topic of the view has ever had a message.
+
+    Raises:
+        PublishError: Kafka does not answer.
+    """
+    places = [(view.topics.sink(group_by), partition) for group_by in view.group_by for partition in partitions]
+    try:
+        ends = when_settled(lambda: high_watermarks(admin, places))
+    except KafkaException as error:
+        raise failure(error, "the ends of the sink topics cannot be read") from error
+    return {partition for (_, partition), end in ends.items() if end > 0}
 
 
 def _records(

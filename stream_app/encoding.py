@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TypeVar
 
 import numpy as np
@@ -52,6 +52,8 @@ class RecordContext:
         return not self.is_partial(start_ms, end_ms) and not self.missing(start_ms, end_ms)
 
     def _has_hole(self, start_ms: int, end_ms: int) -> bool:
+        if not self.holes:
+            return False
         seen_from_ms = start_ms - self.lookback_ms
         return any(hole_start < end_ms and seen_from_ms < hole_end for hole_start, hole_end in self.holes)
 
@@ -100,8 +102,8 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
     windows = list(zip(windows_ms.tolist(), ends_ms.tolist(), strict=True))
     pieces = [
         *map(_head, groups),
-        *(_middle(context, start_ms, end_ms) for start_ms, end_ms in windows),
-        *(_tail(context.missing(start_ms, end_ms)) for start_ms, end_ms in windows),
+        *_middles(context, windows),
+        *_tails(context, windows),
         *(orjson.dumps(name) + b":" for name in metrics),
     ]
     middle, values = window + len(groups), cells.value[first:last]
@@ -141,19 +143,26 @@ def _head(who: Group) -> bytes:
     return orjson.dumps({"namespace": who.namespace, **pod, "service": who.service})[:-1]
 
 
-def _middle(context: RecordContext, start_ms: int, end_ms: int) -> bytes:
-    fields = {
-        "window_start": start_ms,
-        "window_end": end_ms,
+def _middles(context: RecordContext, windows: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield what stands between group and number of samples in the records of each window."""
+    common = {
         "chunk_size": str(context.chunk_size),
         "method": context.method,
         "job": context.job,
         "revision": context.revision,
-        "partial": context.is_partial(start_ms, end_ms),
-        "version": RECORD_VERSION,
     }
-    return b"," + orjson.dumps(fields)[1:-1] + b',"samples":'
+    before = b"," + orjson.dumps(common)[1:-1] + b',"partial":'
+    behind = b"," + orjson.dumps({"version": RECORD_VERSION})[1:-1] + b',"samples":'
+    for start_ms, end_ms in windows:
+        partial = b"true" if context.is_partial(start_ms, end_ms) else b"false"
+        yield b',"window_start":%d,"window_end":%d%b%b%b' % (start_ms, end_ms, before, partial, behind)
 
 
-def _tail(missing: list[str]) -> bytes:
-    return b'},"incomplete":' + orjson.dumps(missing) + b"}" if missing else b"}}"
+def _tails(context: RecordContext, windows: Sequence[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield what ends the records of each window."""
+    if not context.incomplete and not context.holes:
+        yield from repeat(b"}}", len(windows))
+        return
+    for start_ms, end_ms in windows:
+        missing = context.missing(start_ms, end_ms)
+        yield b'},"incomplete":' + orjson.dumps(missing) + b"}" if missing else b"}}"

@@ -25,6 +25,11 @@ _FETCH_MAX_WAIT_MS = 100
 """One request at a time is under way to a broker, and where some partitions are read to their ends it waits for them
 so long, and the others with it; Faust's own is 1.5 s."""
 
+_IDLE_FETCH_MAX_WAIT_MS = 500
+"""Where all partitions are waited for, whatever comes ends the request: the library's own."""
+
+_IDLE_LOOK_S = 1.0
+"""The library looks five times a second whether there is something to ask for; what is new wakes it anyway."""
 
 _PAUSE_S = 0.01
 """Some ten messages are handled meanwhile; a buffer has 16."""
@@ -49,6 +54,7 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             return await join(subscription)
 
         coordinator._do_rejoin_group = join_as_before  # noqa: SLF001
+        consumer._fetcher._fetcher_timeout = _IDLE_LOOK_S  # noqa: SLF001
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
@@ -58,8 +64,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetch_max_wait_ms = _FETCH_MAX_WAIT_MS  # noqa: SLF001
         return consumer
 
-    async def _fetch_records(self, consumer: Any, *arguments: Any, **more: Any) -> Any:
-        records = await super()._fetch_records(consumer, *arguments, **more)
+    async def _fetch_records(self, consumer: Any, active_partitions: Any, *arguments: Any, **more: Any) -> Any:
+        records = await super()._fetch_records(consumer, active_partitions, *arguments, **more)
         subscription = consumer._subscription.subscription  # noqa: SLF001
         assignment = subscription.assignment if subscription is not None else None
         if assignment is None:
@@ -76,6 +82,8 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             # Private, because the public one waits where there is none yet.
             reads[tp.partition] = Read(first, handed_to, assignment.state_value(tp)._position)  # noqa: SLF001
         self.reads = reads
+        is_idle = not records and active_partitions == assignment.tps
+        consumer._fetcher._fetch_max_wait_ms = _IDLE_FETCH_MAX_WAIT_MS if is_idle else _FETCH_MAX_WAIT_MS  # noqa: SLF001
         return records
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -101,17 +101,22 @@ class Transactions:
         except KafkaException as error:
             raise failure(error, "Kafka gives no transactions") from error
 
-    def committed(self, partition: int) -> Commit:
-        """Return the partition's last commit, or the log's start where there is none."""
-        at = TopicPartition(self._input_topic, partition)
+    def committed(self, partitions: Iterable[int]) -> dict[int, Commit]:
+        """Return the partitions' last commits, and the log's start of those that have none."""
+        places = [TopicPartition(self._input_topic, partition) for partition in partitions]
+        commits = {}
         try:
-            stored = when_settled(lambda: self._offsets.committed([at], _TIMEOUT_S))[0]
-            first, _ = self._offsets.get_watermark_offsets(at, _TIMEOUT_S)
+            for stored in when_settled(lambda: self._offsets.committed(places, _TIMEOUT_S)):
+                first, _ = self._offsets.get_watermark_offsets(
+                    TopicPartition(self._input_topic, stored.partition), _TIMEOUT_S
+                )
+                is_there = stored.offset >= 0
+                commits[stored.partition] = (
+                    Commit(stored.offset, stored.metadata or "", first) if is_there else Commit(first, "", first)
+                )
         except KafkaException as error:
             raise failure(error, "the committed offset cannot be read") from error
-        if stored.offset < 0:
-            return Commit(first, "", first)
-        return Commit(stored.offset, stored.metadata or "", first)
+        return commits
 
     def write(self, emissions: Sequence[tuple[int, Emission]], group_metadata: bytes) -> None:
         """Write emissions' records, and commit each partition's last offset: all or nothing.

@@ -12,11 +12,12 @@ from confluent_kafka import Consumer, TopicPartition
 from ingestor.core.errors import Fenced
 from ingestor.kafka import client_config, connect, ensure_topics, read_to_end, stable_ends
 from ingestor.local.kafka import LocalKafka
+from stream_app.earlier import used_partitions
 from stream_app.group_commit import GroupCommit
 from stream_app.pipeline import EMISSION_RECORDS, Batch, Emission, Pipeline
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
-from stream_app.transactions import Transactions
+from stream_app.transactions import Commit, Transactions
 from stream_app.view import View
 
 
@@ -108,6 +109,9 @@ def test_what_comes_meanwhile_goes_together(kafka: LocalKafka) -> None:
         assert bench.written == [[0], [1, 0, 2, 1]]
         assert [bench.found(p) for p in range(4)] == [[b"0:5", b"0:6"], [b"1:3", b"1:4"], [b"2:8"], []]
         assert bench.committed() == [(6, "of 6"), (4, "of 4"), (8, "of 8"), (-1001, "")]
+        goes_on = [Commit(6, "of 6", 0), Commit(4, "of 4", 0), Commit(8, "of 8", 0), Commit(0, "", 0)]
+        assert bench.transactions.committed(range(4)) == dict(enumerate(goes_on))
+        assert used_partitions(connect(kafka.cluster), bench.view, range(4)) == {0, 1, 2}
         # A transaction ends with a message of its own in each partition that it has written to.
         ends = stable_ends(connect(kafka.cluster), bench.view.topics.pods, range(4))
         assert ends == {0: 2 + 2, 1: 2 + 1, 2: 1 + 1, 3: 0}

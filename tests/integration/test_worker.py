@@ -14,15 +14,25 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from commands import PATIENCE_S, view_of
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Producer
 from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from mode.utils.queues import ThrowableQueue
+from test_worker_pages import wait_until
 
-from ingestor.kafka import connect, ensure_topics
+from ingestor.core import wire
+from ingestor.core.chunk import Header
+from ingestor.core.time_range import TimeRange
+from ingestor.kafka import client_config, connect, ensure_topics
 from ingestor.local.kafka import LocalKafka
 from stream_app.app import Worker, WorkerSettings
-from stream_app.faust_transport import Transport, group_metadata, member_id
+from stream_app.faust_transport import (
+    _FETCH_MAX_WAIT_MS,
+    _IDLE_FETCH_MAX_WAIT_MS,
+    Transport,
+    group_metadata,
+    member_id,
+)
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
 from stream_app.view import View
@@ -87,7 +97,11 @@ def test_private_names_are_where_the_transport_looks_for_them(kafka: LocalKafka)
     assert "await self._consumer.start()" in inspect.getsource(driver.AIOKafkaConsumerThread.on_start)
     # Read.
     assert {"member_id", "generation"} <= assigned_in(GroupCoordinator.__init__)
-    assert "_coordinator" in assigned_in(AIOKafkaConsumer.start)
+    assert {"_coordinator", "_fetcher"} <= assigned_in(AIOKafkaConsumer.start)
+    # Set while it runs, and read for each request.
+    waits = {"_fetch_max_wait_ms", "_fetcher_timeout"}
+    assert waits <= assigned_in(Fetcher.__init__)
+    assert all(f"self.{name}" in inspect.getsource(Fetcher._get_actions_per_node) for name in waits)
 
 
 def test_a_new_name_is_asked_for_only_when_that_is_allowed(kafka: LocalKafka) -> None:
@@ -130,6 +144,38 @@ async def lose_name(kafka: LocalKafka, view: View, worker: Worker) -> None:
         assert await asyncio.to_thread(members, kafka, view) == {second} != {first}
     finally:
         allowed.set()
+        await app.stop()
+
+
+def test_a_worker_that_waits_has_restored_its_partitions_and_asks_seldom(kafka: LocalKafka) -> None:
+    """Before the first message comes; while messages come it asks as often as without a rest."""
+    view = view_of("waits", "1m", "mean")
+    ensure_topics(connect(kafka.cluster), view.topics, 2)
+    worker = Worker(WorkerSettings(kafka.cluster, view, 3), Telemetry(Standing()))
+    asyncio.run(wait_and_read(kafka, view, worker))
+
+
+async def wait_and_read(kafka: LocalKafka, view: View, worker: Worker) -> None:
+    app: Any = worker.app
+    await app.start()
+    try:
+        await asyncio.to_thread(named, app)
+        fetcher = app.consumer._thread._consumer._fetcher
+        await asyncio.to_thread(
+            wait_until,
+            lambda: worker._pipelines.keys() == {0, 1} and fetcher._fetch_max_wait_ms == _IDLE_FETCH_MAX_WAIT_MS,
+        )
+        async with asyncio.timeout(PATIENCE_S):
+            assert [pipeline.next_offset for pipeline in worker._pipelines.values()] == [0, 0]
+            restored, producer, sent = dict(worker._pipelines), Producer(client_config(kafka.cluster)), 0
+            while fetcher._fetch_max_wait_ms != _FETCH_MAX_WAIT_MS or not restored[1].next_offset:
+                minute = TimeRange(sent * 60_000, (sent + 1) * 60_000)
+                headers = wire.headers("marker", Header("job", minute, sent, "any"))
+                producer.produce(view.topics.range_chunks, b"", partition=1, headers=headers)
+                await asyncio.to_thread(producer.flush)
+                sent += 1
+        assert worker._pipelines == restored, "what was restored ahead is what is fed"
+    finally:
         await app.stop()
 
 
