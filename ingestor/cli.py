@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, say, stop_on_signals
+from ingestor.command_line import SpelledGroup, presence, run, say, stop_on_signals
+from ingestor.interrupts import EXIT_INTERRUPTED
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import click
 
 from ingestor.core.errors import ConfigError, IngestorError
+from ingestor.interrupts import EXIT_INTERRUPTED
 from ingestor.logs import JsonFormatter, LogFormat, TextFormatter
 from ingestor.settings import Command
 
 log = logging.getLogger(__name__)
-
-EXIT_INTERRUPTED = 130
 
 _OUR_PACKAGES = ("ingestor", "stream_app")
 
@@ -34,6 +33,9 @@ _REPEATS_KEPT = 1000
 def run(group: click.Group, environment_prefix: str) -> None:
     """Run a command line: one line a failure, never a traceback; 2 for what was asked wrongly."""
     _give_memory_back()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # From here on it is said who was interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         code = group.main(standalone_mode=False, auto_envvar_prefix=environment_prefix)
     except click.ClickException as error:

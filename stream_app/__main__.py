@@ -1,5 +1,15 @@
 """``python -m stream_app``: the console script ``stream-app``."""
 
-from stream_app.cli import main
+from ingestor.interrupts import end_on_signals
 
-main()
+
+def main() -> None:
+    """Run the console script, which can be ended while it is loaded."""
+    end_on_signals()
+    from stream_app.cli import main as run  # noqa: PLC0415
+
+    run()
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,8 @@ import click
 from click.core import ParameterSource
 
 from ingestor.access import Access
-from ingestor.command_line import EXIT_INTERRUPTED, SpelledGroup, presence, run, say, stop_on_signals
+from ingestor.command_line import SpelledGroup, presence, run, say, stop_on_signals
+from ingestor.interrupts import EXIT_INTERRUPTED
 from ingestor.options import (
     CHUNK_SIZE,
     DURATION_MS,

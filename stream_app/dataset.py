@@ -21,9 +21,10 @@ from typing import IO, Any
 import orjson
 from confluent_kafka import KafkaException
 
-from ingestor.command_line import EXIT_INTERRUPTED, Presence
+from ingestor.command_line import Presence
 from ingestor.core.errors import ConfigError, IngestorError
 from ingestor.core.topics import Topics
+from ingestor.interrupts import EXIT_INTERRUPTED
 from ingestor.kafka import FOREVER_MS, Cluster, committed_offsets, connect, ensure_topics, has_unread, reason
 from ingestor.local.processes import PIPE, Child
 from ingestor.options import cluster_arguments

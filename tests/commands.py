@@ -20,6 +20,9 @@ from ingestor.options import cluster_arguments
 from stream_app.methods import GroupBy, Method
 from stream_app.view import View
 
+PATIENCE_S = 240.0
+"""Only what hangs takes so long: no test is to fail because the machine has much else to do."""
+
 WHEN = ["--start", iso(history.START_MS), "--end", iso(history.END_MS)]
 
 
@@ -40,7 +43,7 @@ def stream_app(*arguments: str) -> list[str]:
 
 def run(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
     """Run a command to its end and check its exit code."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == code, done.stderr
     return done
 
@@ -66,7 +69,7 @@ def write_files(kafka: Broker, view: View, storage: Path) -> None:
     run(stream_app("files", "--storage", str(storage), "--until-idle", "--idle", "1ms", *where, *view_flags(view)))
 
 
-def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: float = 90.0) -> None:
+def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: float = PATIENCE_S) -> None:
     """Wait until the view's workers have committed everything that is on the chunk topic."""
     topic = view.topics.range_chunks
     partitions = ensure_topics(connect(kafka.cluster), view.topics, None)
@@ -83,11 +86,16 @@ def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: f
 
 def wait_for_line(child: Child, text: str, times: int = 1) -> None:
     """Wait until a running child has logged *text*, in all its lives together so many times."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while child.log_path.read_text().count(text) < times:
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()
         time.sleep(0.1)
+
+
+def end(child: Child) -> None:
+    """Have a child end in order; it must have said or done something, or it may not listen to SIGTERM yet."""
+    assert child.stop(PATIENCE_S) == 0, child.log_tail()
 
 
 def view_of(prefix: str, chunk_size: str, method: Method, *group_by: GroupBy) -> View:

@@ -7,13 +7,16 @@ from collections.abc import Iterator
 import history
 import pandas as pd
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
 
 # How long an example takes says nothing about what it shows, and CI is sometimes busy.
-settings.register_profile("podstream", deadline=None)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time: what fails has changed. Others: --hypothesis-profile=exploring.
+settings.register_profile("podstream", PATIENT, derandomize=True)
+settings.register_profile("exploring", PATIENT)
 settings.load_profile("podstream")
 
 QUICK_LAST = ("fault", "integration", "browser", "contract", "unit")

@@ -8,6 +8,8 @@ it commits by hand; ``end``.
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import time
 
 from stream_app.consumer import PodConsumer
@@ -23,6 +25,7 @@ def main() -> None:
     parser.add_argument("--session-s", type=float, default=10.0)
     parser.add_argument("--by-hand", action="store_true", help="commit every so many windows, in the loop")
     parser.add_argument("--until-now", action="store_true", help="end with what is there")
+    parser.add_argument("--dies-after", type=int, metavar="WINDOWS", help="by SIGKILL")
     given = parser.parse_args()
     with (
         open(given.path, "a", buffering=1) as out,  # noqa: PTH123 - a line is written when it is whole
@@ -45,6 +48,8 @@ def main() -> None:
             memory = round(float(frame["memory"].iloc[-1])) if "memory" in frame else "-"
             out.write(f"{window.id} {window.record.window_start_ms} {len(frame)} {memory}\n")
             time.sleep(0.001)
+            if number == given.dies_after:
+                os.kill(os.getpid(), signal.SIGKILL)
             if given.by_hand and number % COMMIT_EVERY == 0:
                 pods.commit()
                 out.write("committed\n")

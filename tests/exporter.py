@@ -1,6 +1,6 @@
 """A small exporter, run as a program: ``python exporter.py PORT COMES_AFTER_S GOES_AFTER_S``.
 
-It speaks of many pods, as kube-state-metrics does. One pod comes after so many seconds, another one goes.
+It speaks of many pods, as kube-state-metrics does. So many seconds after the first scrape one pod comes, another goes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Pods(Collector):
 
     def __init__(self, comes_after_s: float, goes_after_s: float) -> None:
         self._comes_after_s, self._goes_after_s = comes_after_s, goes_after_s
-        self._began_s = time.monotonic()
+        self._began_s: float | None = None
         self._random = random.Random(1)
         self._totals: dict[tuple[str, str, str], float] = {}
 
@@ -48,7 +48,9 @@ class Pods(Collector):
         return iter((requests, queue, ratio))
 
     def _pods(self) -> list[tuple[str, str]]:
-        age_s = time.monotonic() - self._began_s
+        now_s = time.monotonic()
+        self._began_s = now_s if self._began_s is None else self._began_s
+        age_s = now_s - self._began_s
         coming = [("shop", COMES)] if age_s >= self._comes_after_s else []
         going = [("shop", GOES)] if age_s < self._goes_after_s else []
         return LASTING + coming + going

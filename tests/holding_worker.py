@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from commands import view_of
+from commands import PATIENCE_S, view_of
 
 from ingestor.kafka import Cluster
+from stream_app import app
 from stream_app.app import Worker, WorkerSettings
 from stream_app.pipeline import Emission
 from stream_app.standing import Standing
@@ -57,6 +58,8 @@ class Holding(Worker):
 
 
 async def hold(settings: WorkerSettings) -> None:
+    # What it has gathered is to be committed at its end, however slow the broker is.
+    app._STOP_TIMEOUT_S = PATIENCE_S
     await Holding(settings, Telemetry(Standing())).run(lambda: None)
     # Faust's thread would else hold it.
     os._exit(0)

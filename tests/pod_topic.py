@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
 import orjson
+from commands import PATIENCE_S
 from confluent_kafka import Producer
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from ingestor.core.topics import Topics, message_key, partition_of
-from ingestor.kafka import client_config
+from ingestor.kafka import client_config, high_watermarks, list_offsets, when_settled
 from ingestor.local.kafka import LocalKafka
 
 NOON_MS = 1_795_435_200_000
@@ -111,3 +113,18 @@ class PodTopic:
     def _end(self, *, commit: bool) -> None:
         self._producer.flush(30)
         (self._producer.commit_transaction if commit else self._producer.abort_transaction)(30)
+        wait_until_ended(self.admin, self.names, self.partitions)
+
+
+def wait_until_ended(admin: AdminClient, names: Topics, partitions: int) -> None:
+    """Wait until no transaction is open on the sink topics: its end is answered before it stands in the partitions."""
+    places = [(topic, partition) for topic in (names.pods, names.services) for partition in range(partitions)]
+    written = when_settled(lambda: high_watermarks(admin, places))
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        stable = when_settled(lambda: list_offsets(admin, places, OffsetSpec.latest()))
+        # The end itself takes an offset.
+        if all(stable[place] >= written[place] for place in places):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -15,14 +15,16 @@ import click
 import exporter
 import oracle
 import pandas as pd
+import records
 import requests
+from commands import PATIENCE_S, ingestor, run, wait_until_windowed
 
 from ingestor.core.time_range import TimeRange, iso
-from ingestor.kafka import connect, partition_counts, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child, free_port
 from ingestor.local.prometheus import LocalPrometheus
-from stream_app.records import Record, decode_record
+from ingestor.options import cluster_arguments
+from stream_app.records import Record
 from stream_app.view import View
 
 WINDOW_MS = 2_000
@@ -44,30 +46,27 @@ def scraping(folder: Path, comes_after_s: float, goes_after_s: float) -> Iterato
         Child(program, log_path=folder / "exporter.log"),
         LocalPrometheus(folder / "prometheus", config=config) as server,
     ):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while not ask(server, "app_requests_total"):
             assert time.monotonic() < deadline, "nothing was scraped"
             time.sleep(0.2)
         yield server
 
 
-def wait_for_windows(kafka: LocalKafka, view: View, end_ms: int, child: Child) -> list[Record]:
-    """Wait until the window that ends at *end_ms* is on the sink topic in all partitions that have any; return all."""
-    topic = view.topics.pods
-    partitions = partition_counts(connect(kafka.cluster))[topic]
-    deadline = time.monotonic() + 60
-    while True:
-        found = [[decode_record(m.value()) for m in read_to_end(kafka.cluster, topic, p)] for p in range(partitions)]
-        if all(records[-1].window_end_ms >= end_ms for records in found if records) and any(found):
-            return [record for records in found for record in records]
-        assert child.poll() is None, child.log_tail()
-        assert time.monotonic() < deadline, child.log_tail()
-        time.sleep(0.5)
+SETTLE = "5s"
+"""Of pollers: a machine that stands still for a moment may store what it has scraped that much later."""
 
 
-def assert_windows(records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
+def windowed(kafka: LocalKafka, view: View, child: Child) -> list[Record]:
+    """End the live job of a poller that has ended; return all records once all of it is windowed."""
+    run(ingestor("cancel", "live", "--topic-prefix", view.topics.prefix, *cluster_arguments(kafka.cluster)))
+    wait_until_windowed(kafka, view, child)
+    return records.read(kafka.cluster, view.topics.pods)
+
+
+def assert_windows(found_records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
     """Compare all records of whole windows with the oracle; each is there once."""
-    inside = [r for r in records if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
+    inside = [r for r in found_records if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
     expected = oracle.windows(held, "2s", "mean", "pod")
     found = {(r.namespace, r.pod or "", r.window_start_ms): r for r in inside}
     click.echo(f"{len(inside):,} records of {whole.length_ms // WINDOW_MS} windows, {len(expected):,} expected")

@@ -22,7 +22,17 @@ import history
 import oracle
 import pandas as pd
 import records
-from commands import WHEN, ingestor, stream_app, view_flags, view_of, wait_until_windowed, worker, write_files
+from commands import (
+    PATIENCE_S,
+    WHEN,
+    ingestor,
+    stream_app,
+    view_flags,
+    view_of,
+    wait_until_windowed,
+    worker,
+    write_files,
+)
 from commands import run as run_command
 from proxied_kafka import ProxiedKafka
 from supervised import Supervised
@@ -211,11 +221,11 @@ class Storm:
 
     def settle(self) -> None:
         """Wait until the job has ended, all of it is in windows, and these are in files."""
-        self._wait_for(lambda: self.pollers[-1].child.poll() == 0, 120)
+        self._wait_for(lambda: self.pollers[-1].child.poll() == 0)
         self.pollers[-1].wanted = False
-        self._wait_for(lambda: all(one.child.poll() is not None for one in self.pollers), 60)
+        self._wait_for(lambda: all(one.child.poll() is not None for one in self.pollers))
         with ThreadPoolExecutor(1, "wait") as pool:
-            done = pool.submit(wait_until_windowed, self.broker, VIEW, timeout_s=120)
+            done = pool.submit(wait_until_windowed, self.broker, VIEW)
             while not done.done():
                 self._look_after()
             try:
@@ -224,10 +234,10 @@ class Storm:
                 raise TimeoutError(self._last_words()) from error
         written = self._written()
         # A group may wait long for the life that was killed amid its join.
-        self._wait_for(lambda: written <= self._processed().keys(), 180)
+        self._wait_for(lambda: written <= self._processed().keys())
         for name in READERS:
             self._others[name].leave()
-        self._wait_for(lambda: all(self._others[name].child.poll() is not None for name in READERS), 30)
+        self._wait_for(lambda: all(self._others[name].child.poll() is not None for name in READERS))
         write_files(self.broker, VIEW, self.storage)
         run_command([*self._raw_files, "--until-idle", "--idle", "1ms"])
 
@@ -348,8 +358,8 @@ class Storm:
         for one in self._all():
             one.look_after()
 
-    def _wait_for(self, holds: Callable[[], bool], timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
+    def _wait_for(self, holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
         while not holds():
             if time.monotonic() > deadline:
                 raise TimeoutError(self._last_words())

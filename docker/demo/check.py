@@ -72,9 +72,9 @@ class Judged:
     times: int = 0
     """How often one fell ill."""
 
-    @property
-    def pods(self) -> frozenset[str]:
-        return frozenset(pod for pod, _ in self.ill)
+    def pods(self, until_ms: int) -> frozenset[str]:
+        """Return who was found ill in windows that start before *until_ms*."""
+        return frozenset(pod for pod, start_ms in self.ill if start_ms < until_ms)
 
 
 class DoubledError(Exception):

@@ -52,19 +52,20 @@ CHECKED_CELLS = 20
 FETCH_TIMEOUT_S = 900.0
 """The first start downloads a broker and a server; on a slow line that takes minutes."""
 
-HISTORY_TIMEOUT_S = 90.0
+# Of what follows, each is many times what it takes: a machine may be busy, and what has failed says so by itself.
+HISTORY_TIMEOUT_S = 300.0
 """Takes a few seconds; the first run on a machine also compiles the kernels."""
 
-LIVE_TIMEOUT_S = 60.0
+LIVE_TIMEOUT_S = 240.0
 """Two windows of 10 s, the wait for late scrapes, and the polls: 30 to 40 s."""
 
-PAGES_TIMEOUT_S = 60.0
+PAGES_TIMEOUT_S = 240.0
 """A worker's start takes some seconds."""
 
-SAME_TIMEOUT_S = 30.0
+SAME_TIMEOUT_S = 120.0
 """The dashboard reads half an hour of ten pods in a second."""
 
-MODEL_TIMEOUT_S = 60.0
+MODEL_TIMEOUT_S = 240.0
 """Six hours of three pods take some seconds."""
 
 DASHBOARD_PORT = 6066
@@ -460,8 +461,10 @@ def wait_for_model(running: Running, steps: Steps) -> None:
 
     with steps.waiting("the ML service is judging the history ..."):
         wait_until(arrived, MODEL_TIMEOUT_S, "the ML service has not judged the live window", running)
-    if judged.pods != {metrics.SICK_POD}:
-        found = ", ".join(sorted(judged.pods)) or "nobody"
+    # A machine that is too busy to scrape in time makes live windows that are unlike all others.
+    pods = judged.pods(floor_ms(running.live_start_ms - CHUNK_MS, CHUNK_MS))
+    if pods != {metrics.SICK_POD}:
+        found = ", ".join(sorted(pods)) or "nobody"
         raise DemoError(f"the ML service has found {found}, not {metrics.SICK_POD}", *running.children.values())
     steps.done(f"ML service: {metrics.SICK_POD} was ill {judged.times} times (logs/ml-service.log)")
 

@@ -15,7 +15,7 @@ from ingestor.core.errors import ConfigError
 from ingestor.local.processes import Child, PortTakenError
 from ingestor.local.server import Server
 
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0
 """A start takes well below a second; replaying a large write-ahead log on a busy machine takes longer."""
 
 

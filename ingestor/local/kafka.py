@@ -37,10 +37,10 @@ from ingestor.local.server import Server
 KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.1"
 
-EARLIER_BROKER_S = 15.0
+EARLIER_BROKER_S = 60.0
 
-START_TIMEOUT_S = 60.0
-"""A start takes 1 to 3 seconds; after a SIGKILL with gigabytes to recover, or on a busy machine, much more."""
+START_TIMEOUT_S = 180.0
+"""A start takes 1 to 3 seconds; after a SIGKILL with gigabytes to recover, or on a busy machine, half a minute."""
 
 # kafka-clients is named because jgo would otherwise take an older one than the broker was built with.
 _COORDINATES = "+".join(

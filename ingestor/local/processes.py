@@ -203,16 +203,38 @@ def guarded(args: list[str], death_signal: signal.Signals = signal.SIGKILL) -> l
     return [sys.executable, "-I", "-S", "-c", _GUARD, str(os.getpid()), str(int(death_signal)), *args]
 
 
+_PORTS_HELD = 64
+_held: deque[int] = deque()
+"""Descriptors of the names that say which ports were given out here last."""
+
+
 def free_port() -> int:
-    """Return a TCP port on 127.0.0.1 that nobody listens on at this moment.
+    """Return a TCP port on 127.0.0.1 that nobody listens on at this moment, and that no other process of ours gets.
 
     Below the ports that the kernel gives to outgoing connections: a client that tries to reconnect to
     a stopped server there can be given the very port it calls, connects to itself, and keeps the
     server from coming back.
     """
-    while not is_free(port := random.randint(20_000, 32_000)):  # noqa: S311 - not a secret
+    while not (is_free(port := random.randint(20_000, 32_000)) and _hold(port)):  # noqa: S311 - not a secret
         pass
     return port
+
+
+def _hold(port: int) -> bool:
+    """Keep a port for the server that is to listen there, and to come back there; False: another process does."""
+    if sys.platform != "linux":
+        return True
+    # A name without a file, which the kernel forgets with its last descriptor.
+    name = socket.socket(socket.AF_UNIX)
+    try:
+        name.bind(f"\0podstream-port-{port}")
+    except OSError:
+        name.close()
+        return False
+    _held.append(name.detach())
+    if len(_held) > _PORTS_HELD:
+        os.close(_held.popleft())
+    return True
 
 
 def is_free(port: int) -> bool:

@@ -61,8 +61,8 @@ class Server(ABC):
             break
         return self
 
-    def stop(self, timeout_s: float = 15.0) -> None:
-        """Shut the server down in order; after *timeout_s* seconds, kill it."""
+    def stop(self, timeout_s: float = 60.0) -> None:
+        """Shut the server down in order; after *timeout_s* seconds, kill it, which a broker's data may not like."""
         if self._child is not None:
             self._child.stop(timeout_s)
 

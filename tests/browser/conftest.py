@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import history
 import pytest
 from browsing import Pipeline, worker_with_pages
-from commands import view_of
-from playwright.sync_api import Browser, Page, Request, ViewportSize, sync_playwright
+from commands import PATIENCE_S, view_of
+from playwright.sync_api import Browser, Page, Request, ViewportSize, expect, sync_playwright
 
 from ingestor.local import chromium
 from ingestor.local.kafka import LocalKafka
@@ -16,6 +16,10 @@ from ingestor.local.prometheus import LocalPrometheus
 
 MIDDLE_MS = (history.END_MS - 30 * 60_000) // 60_000 * 60_000
 """Where the first job ends, on a window's edge."""
+
+
+# Five seconds, as it is without, are a moment on a busy machine.
+expect.set_options(timeout=PATIENCE_S * 1000)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +50,7 @@ def pipeline(
 def page(browser: Browser, size: ViewportSize, scheme: str) -> Iterator[Page]:
     """A tab in which nothing goes wrong: no error in a script, nothing that the policy stops, no request that fails."""
     context = browser.new_context(viewport=size, color_scheme=scheme)
+    context.set_default_timeout(PATIENCE_S * 1000)
     tab = context.new_page()
     faults: list[str] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -186,11 +187,16 @@ def late_scenario(live: int, history: int) -> list[Record]:
 
 
 if __name__ == "__main__":
-    # format, folder, number of records, records a commit, "late" where it is history behind live data
+    # format, folder, number of records, records a commit, "late" where it is history behind live data, how many of the
+    # records to write; who is to leave some waits to be killed
     sink = SINKS[sys.argv[1]](Path(sys.argv[2]))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     count = int(sys.argv[3])
-    play(sink, late_scenario(100, count) if "late" in sys.argv else long_scenario(count), int(sys.argv[4]))
+    scenario = late_scenario(100, count) if "late" in sys.argv else long_scenario(count)
+    until = int(sys.argv[6])
+    play(sink, scenario[:until], int(sys.argv[4]), complete=until >= len(scenario))
+    if until < len(scenario):
+        signal.pause()
     sink.close()
     sys.stdout.write("done\n")

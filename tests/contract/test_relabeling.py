@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from commands import PATIENCE_S
 
 from ingestor.local.prometheus import LocalPrometheus
 from ingestor.relabel import Rules
@@ -123,7 +124,7 @@ def prometheus(exporter: str, tmp_path_factory: pytest.TempPathFactory) -> Itera
         ]
     }
     with LocalPrometheus(tmp_path_factory.mktemp("relabeling"), config=config) as server:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while len(ask(server, "scrape_samples_scraped > 0")) < len(jobs) and time.monotonic() < deadline:
             time.sleep(0.2)
         yield server

@@ -167,12 +167,13 @@ def test_kill_9_at_random_moments(kind: str, tmp_path: Path, scenario: str) -> N
     chance, kills = random.Random(7), 0
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, PATHS))}
     while True:
+        # However fast the machine is, the first ones cannot come to the end.
+        until = 1_000 * (kills + 1) if kills < 4 else len(whole)
         with subprocess.Popen(
-            [*command, str(records), "40", scenario], stdout=subprocess.PIPE, env=environment
+            [*command, str(records), "40", scenario, str(until)], stdout=subprocess.PIPE, env=environment
         ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
-            # Enough to end it, should the machine be too fast for the kills.
             time.sleep(chance.uniform(0, 0.2))
             process.kill()
             done = b"done" in process.stdout.read()
@@ -180,7 +181,6 @@ def test_kill_9_at_random_moments(kind: str, tmp_path: Path, scenario: str) -> N
         if done or kills == 15:
             break
     finish(SINKS[kind], tmp_path, whole, 500)
-    assert kills >= 3
     assert found(tmp_path) == expected(whole)
 
 

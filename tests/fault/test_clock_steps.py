@@ -23,7 +23,9 @@ import pytest
 import records
 import scraped
 from commands import (
+    PATIENCE_S,
     backfill,
+    end,
     ingestor,
     stream_app,
     view_flags,
@@ -101,7 +103,7 @@ def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_pa
     view, storage = view_of("steps-live", "2s", "mean"), tmp_path / "data"
     where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
     commands = {
-        "poller": ingestor("run", "--settle", "2s", "--poll-interval", "1s", "--url", scraping.url, *where),
+        "poller": ingestor("run", "--settle", scraped.SETTLE, "--poll-interval", "1s", "--url", scraping.url, *where),
         "worker": worker(kafka, view, tmp_path / "worker.log").args,
         "files": stream_app("files", "--storage", str(storage), *where, *view_flags(view)),
     }
@@ -111,12 +113,12 @@ def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_pa
             clock.set(ahead_s)
             # What Prometheus scrapes from now on has come through all of it.
             wait_for_rows(storage, scraped.now_ms(scraping), children)
-        assert children["poller"].stop() == 0, children["poller"].log_tail()
+        end(children["poller"])
         assert_stepped(children["poller"], children["worker"])
         covered = chunks.assert_adjoining(chunks.read(kafka.cluster, view.topics), "live")
         last_ms = floor_ms(covered.end_ms, scraped.WINDOW_MS)
-        found = scraped.wait_for_windows(kafka, view, last_ms, children["worker"])
-        assert children["files"].stop() == 0, children["files"].log_tail()
+        found = scraped.windowed(kafka, view, children["worker"])
+        end(children["files"])
     write_files(kafka, view, storage)
     whole = TimeRange(-(-covered.start_ms // scraped.WINDOW_MS) * scraped.WINDOW_MS, last_ms)
     held = scraped.samples(scraping, whole)
@@ -133,7 +135,7 @@ def test_history(
     """A backfill that each step meets half-way gives the oracle's records and files."""
     view, storage = view_of("steps-past", "1m", "mean", "pod"), tmp_path / "data"
     where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
-    slow = ["--range-samples", "1000", "--max-samples-per-second", "2000"]
+    slow = ["--range-samples", "1000", "--max-samples-per-second", "1500"]
     commands = {
         "poller": backfill(prometheus, kafka, view.topics.prefix, *slow),
         "worker": worker(kafka, view, tmp_path / "worker.log").args,
@@ -143,10 +145,10 @@ def test_history(
         for number, ahead_s in enumerate(STEPS_S):
             wait_for_line(children["poller"], "range published", 2 + 4 * number)
             clock.set(ahead_s)
-        assert children["poller"].wait(60) == 0, children["poller"].log_tail()
+        assert children["poller"].wait(PATIENCE_S) == 0, children["poller"].log_tail()
         assert_stepped(children["poller"])
         wait_until_windowed(kafka, view, children["worker"])
-        assert children["files"].stop() == 0, children["files"].log_tail()
+        end(children["files"])
     write_files(kafka, view, storage)
     compared = records.compare(records.read(kafka.cluster, view.topics.pods), samples, "1m", "mean", "pod")
     click.echo(f"  {compared}")
@@ -164,9 +166,15 @@ def assert_stepped(*children: Child) -> None:
 
 def wait_for_rows(storage: Path, from_ms: int, children: Mapping[str, Child]) -> None:
     """Wait until a file has a window that begins then or later."""
-    deadline = time.monotonic() + 60
-    while max((start_ms for _, _, start_ms in files.read(storage, pods=True)), default=-1) < from_ms:
+    deadline = time.monotonic() + PATIENCE_S
+    while newest_ms(storage) < from_ms:
         for child in children.values():
             assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, "\n".join(child.log_tail() for child in children.values())
         time.sleep(0.2)
+
+
+def newest_ms(storage: Path) -> float:
+    """Return the newest window's start in files that are being written: their last lines may be torn."""
+    lines = [line for path in storage.glob("*/*.csv") for line in path.read_text().rpartition("\n")[0].splitlines()[1:]]
+    return max((1000 * datetime.fromisoformat(line.partition(",")[0]).timestamp() for line in lines), default=-1.0)

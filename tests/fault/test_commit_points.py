@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,21 @@ import click
 import consuming
 import files
 import killed_sink
+import orjson
 import pandas as pd
 import pod_topic
 import pyarrow.dataset as ds
 import pytest
 import records
-from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker, write_files
+from confluent_kafka import Consumer, TopicPartition
 from kafka_proxy import Api, KafkaProxy, Point
 from proxied_kafka import ProxiedKafka
 
+from ingestor.kafka import client_config, read_to_end
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
-from stream_app.records import decode_record
+from stream_app.records import Record, decode_record
 from stream_app.view import View
 
 
@@ -95,7 +98,7 @@ def test_the_poller(
         net,
     )
     poller.start()
-    assert poller.wait(60) == 0, poller.log_tail()
+    assert poller.wait(PATIENCE_S) == 0, poller.log_tail()
     published = chunks.published(broker.cluster, view.topics.prefix)
     assert not published.duplicated(["namespace", "pod", "metric", "series", "timestamp"]).any()
     assert len(published) == len(samples)
@@ -182,39 +185,64 @@ def test_the_consumer(broker: ProxiedKafka, net: KafkaProxy, tmp_path: Path) -> 
     values = windows(range(40), ["cart", "orders", "web"], "01")
     topic.send(*values)
     log = tmp_path / "processed"
-    group = consuming.group_of(topic.names.prefix).encode()
+    group = consuming.group_of(topic.names.prefix)
     where = [broker.way_in.cluster.bootstrap_servers, topic.names.prefix, str(log)]
     member = Child(
         [sys.executable, consuming.__file__, *where, "--name", "model-0", "--by-hand", "--until-now"],
         log_path=tmp_path / "member.log",
     )
-    safe: list[str] = []
-    # The first commit of a life is of where it begins.
+    written = {
+        (partition, message.offset()): window_of(decode_record(message.value()))
+        for partition in range(topic.partitions)
+        for message in read_to_end(broker.cluster, topic.names.pods, partition)
+    }
+    safe, unheard = set[str](), set[str]()
+    # The first commit of a life is of where it begins; the loop's come then, mostly once each.
     for nth, is_answered in ((1, False), (2, False), (2, True), (3, False), (3, True)):
-        kill_at_each([Point(Api.OFFSET_COMMIT, is_answered, nth, group)], member, net)
-        safe += committed_by_last_life(log, safe, is_answered=is_answered)
+        kill_at_each([Point(Api.OFFSET_COMMIT, is_answered, nth, group.encode())], member, net)
+        told, untold = last_life(log)
+        now_safe = committed(broker, topic, group, written)
+        assert not safe & (told | untold), "it was committed, and came again"
+        assert told <= now_safe - safe <= told | untold
+        unheard |= now_safe - safe - told
+        safe = now_safe
     member.start()
-    assert member.wait(60) == 0, member.log_tail()
-    safe += committed_by_last_life(log, safe, is_answered=True)
-    again = log.read_text().count("shop/") - len(safe)
-    click.echo(f"  {len(values)} windows, {len(safe)} processed and committed; {again} came again")
+    assert member.wait(PATIENCE_S) == 0, member.log_tail()
+    told, untold = last_life(log)
+    assert not safe & told
+    assert not untold
+    assert committed(broker, topic, group, written) == safe | told == set(written.values())
+    again = log.read_text().count("shop/") - len(written)
+    click.echo(f"  {len(written)} windows; {again} came again, {len(unheard)} were committed and nobody was told")
     assert again > 0
-    assert sorted(safe) == sorted(f"shop/{r.pod} {r.window_start_ms}" for r in map(decode_record, values))
+    assert unheard
 
 
-def committed_by_last_life(log: Path, safe: list[str], *, is_answered: bool) -> list[str]:
-    """Return the windows that a life has processed and committed; none of them was committed before.
-
-    Args:
-        log: all lives.
-        safe: what earlier ones have committed.
-        is_answered: whether the commit that it died in has reached the broker.
-    """
-    life = log.read_text().rpartition("begin\n")[2].splitlines()
-    assert not set(safe) & set(map(window_of, life)), "it was committed, and came again"
-    told = len(life) if is_answered else len(life) - [*life[::-1], "committed"].index("committed")
-    return [window_of(line) for line in life[: max(told, 0)] if " " in line]
+def last_life(log: Path) -> tuple[set[str], set[str]]:
+    """Return the windows that a life has processed: those whose commit it has heard of, and those after them."""
+    life = log.read_text().rpartition("begin\n")[2]
+    # Whoever ends in order has committed all.
+    told, _, untold = (life, "", "") if life.endswith("end\n") else life.rpartition("committed\n")
+    return windows_in(told), windows_in(untold)
 
 
-def window_of(line: str) -> str:
-    return " ".join(line.split()[:2])
+def windows_in(lines: str) -> set[str]:
+    found = [" ".join(line.split()[:2]) for line in lines.splitlines() if " " in line]
+    assert len(found) == len(set(found)), "a window came twice in one life"
+    return set(found)
+
+
+def window_of(record: Record) -> str:
+    return f"shop/{record.pod} {record.window_start_ms}"
+
+
+def committed(
+    broker: ProxiedKafka, topic: pod_topic.PodTopic, group: str, written: Mapping[tuple[int, int], str]
+) -> set[str]:
+    """Return the windows that the broker knows as processed."""
+    consumer = Consumer({**client_config(broker.cluster), "group.id": group})
+    places = [TopicPartition(topic.names.pods, partition) for partition in range(topic.partitions)]
+    stored = consumer.committed(places, 30)
+    consumer.close()
+    until = {at.partition: orjson.loads(at.metadata)["processed"] for at in stored if at.metadata}
+    return {window for (partition, offset), window in written.items() if offset < until.get(partition, 0)}

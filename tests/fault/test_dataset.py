@@ -10,7 +10,7 @@ from pathlib import Path
 
 import files
 import pandas as pd
-from commands import WHEN, run, stream_app
+from commands import PATIENCE_S, WHEN, run, stream_app
 
 from ingestor.local.processes import PIPE, Child
 from ingestor.local.prometheus import LocalPrometheus
@@ -33,7 +33,7 @@ def test_a_killed_dataset_goes_on(prometheus: LocalPrometheus, samples: pd.DataF
     storage = tmp_path / "data"
     command = stream_app(
         "dataset", "--url", prometheus.url, *WHEN, "--preset", "none", "--storage", str(storage), "--json",
-        "--range-samples", "1000", "--max-samples-per-second", "4000",
+        "--range-samples", "1000", "--max-samples-per-second", "2000",
     )  # fmt: skip
     for number in (signal.SIGKILL, signal.SIGINT):
         dataset = Child(command, log_path=tmp_path / "dataset.log", stdout=PIPE)
@@ -48,9 +48,9 @@ def test_a_killed_dataset_goes_on(prometheus: LocalPrometheus, samples: pd.DataF
         for _ in dataset.stdout:
             # Until nobody writes any more; to a pipe that is closed the command could not write what it ends with.
             pass
-        code = dataset.wait(30)
+        code = dataset.wait(PATIENCE_S)
         assert code == (-signal.SIGKILL if number == signal.SIGKILL else 130), dataset.log_tail()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + PATIENCE_S
         while left := processes_with(str(storage)):
             assert time.monotonic() < deadline, f"still running: {left}"
             time.sleep(0.1)

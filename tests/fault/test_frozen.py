@@ -14,7 +14,7 @@ import history
 import pandas as pd
 import pytest
 import records
-from commands import backfill, run, view_of, wait_until_windowed, worker
+from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker
 from kafka_proxy import Api, KafkaProxy, Point
 from proxied_kafka import ProxiedKafka
 from supervised import Supervised
@@ -72,7 +72,7 @@ def test_frozen_pollers_and_workers(
             if who == "resting":
                 wait_until_windowed(broker, views[who])
             else:
-                assert stops[who].reached.wait(60), frozen[who].child.log_tail()
+                assert stops[who].reached.wait(PATIENCE_S), frozen[who].child.log_tail()
             os.kill(frozen[who].child.pid, signal.SIGSTOP)
             assert who not in HELD or is_held_back(broker, HELD[who])
         while any(is_held_back(broker, topic) for topic in HELD.values()):
@@ -100,7 +100,7 @@ def end(poller: Supervised) -> None:
 
 def wait(broker: ProxiedKafka, view: View, frozen: Supervised) -> None:
     """Wait until all is windowed; a worker that has ended is started again."""
-    for _ in range(90):
+    for _ in range(round(PATIENCE_S)):
         frozen.look_after()
         try:
             wait_until_windowed(broker, view, timeout_s=1.0)

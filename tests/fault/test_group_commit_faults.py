@@ -15,7 +15,7 @@ import feeding
 import holding_worker
 import pandas as pd
 import records
-from commands import view_of, wait_for_line, wait_until_windowed, worker
+from commands import PATIENCE_S, view_of, wait_for_line, wait_until_windowed, worker
 
 from ingestor.kafka import committed_offsets
 from ingestor.local.kafka import LocalKafka
@@ -81,7 +81,7 @@ def test_stopped_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path)
         before = first.log_path.read_text().count("windows emitted")
         os.kill(first.pid, signal.SIGTERM)
         os.kill(first.pid, signal.SIGUSR1)
-        assert first.wait(30) == 0, first.log_tail()
+        assert first.wait(PATIENCE_S) == 0, first.log_tail()
         assert first.log_path.read_text().count("windows emitted") >= before + 2
     assert committed_offsets(kafka.cluster, view.group_id, view.topics.range_chunks, builders.PARTITIONS) is not None
     with worker(kafka, view, tmp_path / "second.log") as second:

@@ -10,7 +10,7 @@ import feeding
 import numpy as np
 import pandas as pd
 import records
-from commands import view_of, worker
+from commands import PATIENCE_S, view_of, worker
 
 from ingestor.local.kafka import LocalKafka
 
@@ -44,7 +44,7 @@ def test_a_record_that_is_too_large(kafka: LocalKafka, tmp_path: Path) -> None:
     child = worker(kafka, view, tmp_path / "worker.log")
     for _ in range(2):
         child.start()
-        assert child.wait(90) == 1
+        assert child.wait(PATIENCE_S) == 1
     told = [line for line in child.log_path.read_text().splitlines() if line.startswith("error:")]
     assert len(told) == 2
     assert all("shop/huge-0" in line and "--relabel" in line for line in told)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import random
 from pathlib import Path
 
 import click
 import storm
 
 FAULTS, LASTS_S = 10, 30.0
+SEED = 177
+"""Nine kinds of faults, Kafka killed among them. `make soak` takes others."""
 
 
 def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
@@ -17,9 +18,9 @@ def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
     got each of them, and raw files have each sample.
 
     Poller, workers, file sinks and model are killed and frozen, Kafka and Prometheus too, their connections are cut,
-    stalled, slowed and refused, another poller and another worker come. PODSTREAM_FAULT_SEED=… is the same once more.
+    stalled, slowed and refused, another poller and another worker come. PODSTREAM_FAULT_SEED=… is another storm.
     """
-    seed = int(os.environ.get("PODSTREAM_FAULT_SEED") or random.randrange(10**6))
+    seed = int(os.environ.get("PODSTREAM_FAULT_SEED") or SEED)
     outcome = storm.run(seed, tmp_path / "storm", FAULTS, LASTS_S)
     click.echo(outcome)
     assert outcome.is_right, outcome

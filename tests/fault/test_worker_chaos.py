@@ -56,7 +56,7 @@ def faults(seed: int) -> list[Fault]:
 
 def test_every_record_is_there_once(kafka: LocalKafka, tmp_path: Path) -> None:
     """Through kill -9, SIGTERM, freezes, joins and ends: no record is missing, doubled, wrong or too many."""
-    seed = int(os.environ.get("WORKER_CHAOS_SEED") or random.randrange(10**6))
+    seed = int(os.environ.get("WORKER_CHAOS_SEED") or 1)
     planned = faults(seed)
     click.echo(f"\nWORKER_CHAOS_SEED={seed}")
     click.echo("  " + ", ".join(f"{fault.at_s:.1f} {fault.what} {fault.who}" for fault in planned))

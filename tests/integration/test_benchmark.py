@@ -20,7 +20,7 @@ LENGTH = cluster.Length(3)
 def test_a_small_run_is_measured_and_checked():
     """From Prometheus to records, all of them right, and every process' share is told."""
     flags = ["--scale", "0.01", "--runs", "1", "--work", "mean", "--part", "core", "--json"]
-    done = subprocess.run([sys.executable, FOLDER / "run.py", *flags], capture_output=True, check=False, timeout=250)
+    done = subprocess.run([sys.executable, FOLDER / "run.py", *flags], capture_output=True, check=False, timeout=800)
     assert done.returncode == 0, done.stderr.decode()
     figures = orjson.loads(done.stdout)
     assert figures["samples"] == cluster.Length.of_scale(0.01).samples

@@ -16,7 +16,7 @@ import oracle
 import pandas as pd
 import pytest
 from base_install import alone
-from commands import backfill, run, view_of, wait_until_windowed, worker, write_files
+from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker, write_files
 from files import read as read_files
 from pod_topic import MINUTE_MS, NOON_MS, PodTopic, record
 
@@ -340,7 +340,8 @@ def test_nothing_is_left_in_kafka(topic: PodTopic) -> None:
     topic.send(record(0))
     before = {group.group_id for group in topic.admin.list_consumer_groups().result().valid}
     assert len(windows(topic)) == 1
-    assert {group.group_id for group in topic.admin.list_consumer_groups().result().valid} == before
+    # Others may end meanwhile.
+    assert {group.group_id for group in topic.admin.list_consumer_groups().result().valid} <= before
 
 
 def test_topics_that_come_later(kafka: LocalKafka) -> None:
@@ -352,7 +353,7 @@ def test_topics_that_come_later(kafka: LocalKafka) -> None:
         waiting.start()
         topic.make()
         topic.send(record(0), record(1))
-        waiting.join(60)
+        waiting.join(PATIENCE_S)
     assert [minute(w) for w in found] == [0, 1]
     topic.delete()
 
@@ -378,7 +379,7 @@ def test_a_slow_loop_holds_little(topic: PodTopic) -> None:
     topic.send(*(record(m, f"cart-{n}") for m in range(300) for n in range(100)))
     with finite(topic) as pods:
         next(pods)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while not pods._opened()._paused:
             assert time.monotonic() < deadline
             time.sleep(0.05)

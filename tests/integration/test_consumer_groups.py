@@ -10,6 +10,7 @@ from typing import Any
 
 import orjson
 import pytest
+from commands import PATIENCE_S
 from confluent_kafka import Consumer, TopicPartition
 from pod_topic import MINUTE_MS, NOON_MS, PodTopic, record
 
@@ -71,7 +72,7 @@ def commit(topic: PodTopic, offset: int, metadata: str = "") -> None:
 
 
 def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -259,7 +260,7 @@ def test_members_share_partitions(topic: PodTopic) -> None:
             for loop in loops:
                 loop.start()
             for loop in loops:
-                loop.join(60)
+                loop.join(PATIENCE_S)
     # The first one's last window of the round before was in its hands when a partition moved.
     fresh = [w for w in found if minute(w) == 5]
     assert {w.service for w in fresh} == set(services)

@@ -109,7 +109,7 @@ def test_batches_in_a_group(topic: PodTopic, capsys: pytest.CaptureFixture[str])
     """All pods' last two hours in one array."""
     model = Model(2, lambda: topic.send(record(MINUTES)))
     with pytest.raises(Enough):
-        execute(SNIPPETS[1].replace("seconds=60", "seconds=0.5"), topic, model)
+        execute(SNIPPETS[1].replace("seconds=60", "seconds=4"), topic, model)
     first, second = model.given
     assert first.shape == (4, 120, 2)
     assert first[0, :, 1].tolist() == list(range(MINUTES - 120, MINUTES))

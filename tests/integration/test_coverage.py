@@ -10,7 +10,7 @@ import chunks
 import files
 import history
 import pandas as pd
-from commands import backfill, ingestor, run, view_of, wait_until_windowed, worker, write_files
+from commands import PATIENCE_S, backfill, ingestor, run, view_of, wait_until_windowed, worker, write_files
 
 from ingestor.core.time_range import iso
 from ingestor.local.kafka import LocalKafka
@@ -105,16 +105,15 @@ def test_all_parts_of_a_command_are_cancelled(kafka: LocalKafka, prometheus: Loc
 
 def test_again_goes_on_after_a_crash(kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame) -> None:
     """Also where nobody had read the time before: it is one job, not two."""
-    slowly = ("--range-samples", "2000", "--max-samples-per-second", "10000")
-    command = backfill(prometheus, kafka, "again", "--again", "--json", *slowly)
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+    command = backfill(prometheus, kafka, "again-whole", "--again", "--json", "--range-samples", "2000")
+    with subprocess.Popen([*command, "--max-samples-per-second", "100"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.kill()
     run(command)
-    [state] = states(kafka, "again").values()
+    [state] = states(kafka, "again-whole").values()
     assert state["ended"]
-    pd.testing.assert_frame_equal(by_sample(chunks.published(kafka.cluster, "again")), expected(samples))
+    pd.testing.assert_frame_equal(by_sample(chunks.published(kafka.cluster, "again-whole")), expected(samples))
 
 
 def test_commands_that_begin_at_once_share_the_time(
@@ -127,7 +126,7 @@ def test_commands_that_begin_at_once_share_the_time(
         for begin in begins
     ]
     for child in children:
-        _, told = child.communicate(timeout=120)
+        _, told = child.communicate(timeout=PATIENCE_S)
         assert child.returncode == 0, told.decode()
     pd.testing.assert_frame_equal(by_sample(chunks.published(kafka.cluster, "at-once")), expected(samples))
 

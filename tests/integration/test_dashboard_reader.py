@@ -11,6 +11,7 @@ from typing import Self
 import numpy as np
 import orjson
 import pytest
+from commands import PATIENCE_S
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 
@@ -82,11 +83,11 @@ class Watched:
 
     def __exit__(self, *_: object) -> None:
         self._wanted.clear()
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert not self._thread.is_alive()
 
     def wait_until(self, said: Callable[[Board], object]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             with self.board.lock:
                 if said(self.board):

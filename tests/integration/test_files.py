@@ -27,9 +27,10 @@ from typing import Any
 import commands
 import orjson
 import pytest
-from commands import stream_app
+from commands import PATIENCE_S, stream_app
 from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from pod_topic import wait_until_ended
 
 from ingestor.core.errors import ConfigError, SinkError
 from ingestor.core.topics import Topics, partition_of
@@ -154,11 +155,11 @@ def test_until_idle_waits_for_what_an_open_transaction_hides(
 
     writing = threading.Thread(target=write)
     writing.start()
-    assert seen.wait(30), "what is hidden nowhere is written"
+    assert seen.wait(PATIENCE_S), "what is hidden nowhere is written"
     writing.join(2)
     assert writing.is_alive()
     frozen.abort_transaction(30)
-    writing.join(30)
+    writing.join(PATIENCE_S)
     assert [progress.rows for progress in written] == [3]
     assert minutes(settings.storage / "prod/api.csv") == [0, 1]
 
@@ -180,7 +181,17 @@ from ingestor.kafka import Cluster
 from stream_app.files import FilesSettings, run_files
 
 settings = FilesSettings(Cluster(sys.argv[1]), Topics(sys.argv[2]), Path(sys.argv[3]), commit_s=0.02, commit_rows=500)
-run_files(settings, threading.Event(), lambda progress: print(progress.rows, flush=True))
+
+
+def hold(progress):
+    print(progress.rows, flush=True)
+    commits.append(progress)
+    # However late its end comes, there is much left to be written.
+    threading.Event().wait(None if len(commits) == 2 else 0)
+
+
+commits = []
+run_files(settings, threading.Event(), hold)
 """
 
 
@@ -195,7 +206,7 @@ def test_killed_again_and_again(settings: FilesSettings, worker: Worker, topics:
     chance = random.Random(3)
     for _ in range(5):
         with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
-            deadline = threading.Timer(20, process.kill)
+            deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None
             assert process.stdout.readline(), "nothing was left to be written"
@@ -211,16 +222,16 @@ def test_history_behind_live_data_killed_again_and_again(
     settings: FilesSettings, worker: Worker, topics: Topics
 ) -> None:
     """What waits to be merged survives kill -9 too; an end of what is there is never returned without it."""
-    live, history = range(20_000, 20_400), range(12_000)
+    live, history = range(40_000, 40_400), range(25_000)
     worker.send(topics.pods, *(message(minute) for minute in live))
     assert run(settings).rows == len(live)
     for first in range(0, len(history), 1_000):
         worker.send(topics.pods, *(message(minute) for minute in history[first : first + 1_000]))
     arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage)]
     chance = random.Random(5)
-    for _ in range(4):
+    for _ in range(3):
         with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
-            deadline = threading.Timer(20, process.kill)
+            deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None
             assert process.stdout.readline(), "nothing was left to be written"
@@ -239,7 +250,7 @@ def test_what_is_late_is_there_in_time(settings: FilesSettings, worker: Worker, 
     worker.send(topics.pods, *(message(minute) for minute in range(1_000, 3_000)))
     runner = threading.Thread(target=run_files, args=(live, stop))
     runner.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     try:
         for minute in range(1_000):
             worker.send(topics.pods, message(3_000 + minute), *([message(7)] if minute == 5 else []))
@@ -248,7 +259,7 @@ def test_what_is_late_is_there_in_time(settings: FilesSettings, worker: Worker, 
             assert time.monotonic() < deadline
     finally:
         stop.set()
-        runner.join(30)
+        runner.join()
     run(settings)
     assert minutes(path) == [7, *range(1_000, 3_001 + minute)]
 
@@ -267,16 +278,17 @@ def test_a_topic_that_goes_is_told(settings: FilesSettings, worker: Worker, topi
 
     runner = threading.Thread(target=run_for_good, daemon=True)
     runner.start()
-    assert seen.wait(30)
+    assert seen.wait(PATIENCE_S)
     admin.delete_topics([topics.pods])[topics.pods].result()
-    runner.join(60)
+    runner.join(PATIENCE_S)
     assert [str(error).partition(":")[0] for error in errors] == [f"topic {topics.pods} is gone or was made anew"]
     make(admin, topics.pods)
 
 
-def test_from_now_on(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
+def test_from_now_on(settings: FilesSettings, worker: Worker, topics: Topics, admin: AdminClient) -> None:
     """A storage that begins at the latest has what came since its first start, also where nothing came until then."""
     worker.send(topics.pods, message(0), message(1))
+    wait_until_ended(admin, topics, PARTITIONS)
     latest = replace(settings, start=Start.parse("latest", 0))
     assert run(latest).rows == 0
     worker.send(topics.pods, message(2))
@@ -359,9 +371,9 @@ def test_for_good_until_stopped(settings: FilesSettings, worker: Worker, topics:
     runner.start()
     worker.send(topics.pods, message(0))
     worker.send(topics.pods, message(1))
-    assert seen.wait(30)
+    assert seen.wait(PATIENCE_S)
     stop.set()
-    runner.join(30)
+    runner.join(PATIENCE_S)
     assert not runner.is_alive()
     assert minutes(settings.storage / "prod/api.csv") == [0, 1]
 
@@ -407,18 +419,24 @@ def test_a_topic_that_comes_later(
 ) -> None:
     """The worker makes the topics; files may be started first."""
     topics = Topics(f"later-{uuid.uuid4().hex[:8]}")
-    results: list[FilesProgress] = []
-    runner = threading.Thread(target=lambda: results.append(run(replace(settings, topics=topics))))
+    stop, rows = threading.Event(), list[int]()
+
+    def written(progress: FilesProgress) -> None:
+        rows.append(progress.rows)
+        stop.set()
+
+    for_good = replace(settings, topics=topics, until_idle=False)
+    runner = threading.Thread(target=run_files, args=(for_good, stop, written))
     with caplog.at_level(logging.WARNING):
         runner.start()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while not any("waiting for topics" in one.message for one in caplog.records):
             assert time.monotonic() < deadline
             time.sleep(0.05)
     make(admin, topics.pods)
     worker.send(topics.pods, message(0))
-    runner.join(30)
-    assert [one.rows for one in results] == [1]
+    runner.join(PATIENCE_S)
+    assert rows[0] == 1
 
 
 def test_stopped_while_waiting_for_topics(settings: FilesSettings) -> None:
@@ -434,7 +452,7 @@ def test_a_topic_made_anew_is_refused(
     worker.send(topics.pods, message(0))
     run(settings)
     admin.delete_topics([topics.pods])[topics.pods].result()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             make(admin, topics.pods)

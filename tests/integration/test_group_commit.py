@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import builders
-from commands import view_of
+from commands import PATIENCE_S, view_of
 from confluent_kafka import Consumer, TopicPartition
 
 from ingestor.core.errors import Fenced
@@ -18,8 +18,6 @@ from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
 from stream_app.transactions import Transactions
 from stream_app.view import View
-
-PATIENCE_S = 60.0
 
 
 class Bench:
@@ -235,7 +233,7 @@ def test_another_holder_of_the_slot_ends_it(kafka: LocalKafka) -> None:
     """A fenced worker fails with it, and writes nothing from then on."""
 
     async def script() -> None:
-        bench = Bench(kafka, "fenced")
+        bench = Bench(kafka, "fenced-group")
         bench.add(0, 5)
         await bench.begun.acquire()
         bench.add(1, 5)

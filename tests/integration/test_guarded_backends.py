@@ -9,7 +9,7 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,15 +19,15 @@ from urllib.parse import urlsplit
 import history
 import pandas as pd
 import pytest
+import requests
 import yaml
-from commands import WHEN, ingestor, stream_app
+from commands import PATIENCE_S, WHEN, ingestor, stream_app
 
 from ingestor.access import Access
 from ingestor.core.errors import ConfigError
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics
 from ingestor.local.kafka import LocalKafka
-from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
 from ingestor.positions import read_positions
 from ingestor.selector import Selector
@@ -90,26 +90,29 @@ class Certificates:
 class GuardedPrometheus(LocalPrometheus):
     """A real Prometheus behind a web configuration, so that only who is let in sees that it is ready."""
 
-    def __init__(self, folder: Path, web: Mapping[str, object], config: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        web: Mapping[str, object],
+        config: Mapping[str, object] | None = None,
+        client: tuple[Path, Path] | None = None,
+    ) -> None:
         folder.mkdir(exist_ok=True)
         (folder / "web.yml").write_text(yaml.safe_dump(dict(web)))
         super().__init__(folder, config=config, extra_args=[f"--web.config.file={folder / 'web.yml'}"])
+        self._client = client and tuple(map(str, client))
         self._scheme = "https" if "tls_server_config" in web else "http"
 
     @property
     def url(self) -> str:
         return f"{self._scheme}://127.0.0.1:{self.port}"
 
-    def _wait_until_ready(self, child: Child, port: int) -> None:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            assert child.poll() is None, child.log_tail()
-            # Its web server answers when its storage has been opened.
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                time.sleep(0.5)
-                return
-            time.sleep(0.02)
-        raise TimeoutError(child.log_tail())
+    def _answers(self, session: requests.Session, url: str) -> bool | None:
+        session.auth, session.verify, session.cert = ("me", PASSWORD), False, self._client
+        with warnings.catch_warnings():
+            # Of a certificate that is not looked at: some of them are wrong.
+            warnings.simplefilter("ignore")
+            return super()._answers(session, url.replace("http", self._scheme))
 
 
 class Proxy(ThreadingHTTPServer):
@@ -214,6 +217,7 @@ def guarded(
             },
             "basic_auth_users": {"me": BCRYPT},
         },
+        client=certificates.client,
     )
     history.write_openmetrics(samples, folder / "history.om")
     create_blocks(folder / "history.om", server.data_dir)
@@ -363,7 +367,7 @@ def test_the_usual_variables_work(prometheus: LocalPrometheus, proxy: Proxy, mon
 def run(command: list[str], code: int, **environment: str) -> str:
     """Run a command; return all that it printed, in which there is no secret."""
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, check=False, env={**os.environ, **environment}
+        command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env={**os.environ, **environment}
     )
     printed = done.stdout + done.stderr
     assert done.returncode == code, printed

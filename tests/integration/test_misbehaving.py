@@ -277,11 +277,11 @@ def test_what_takes_too_long_is_asked_for_in_parts(
         if asked.kind != "samples" or asked.time_range.length_ms < 5_000_000:
             return None
         if asked.metric in history.METRICS[:2]:
-            return misbehaving.silence(5, proxy.ended)
-        return misbehaving.stalled(given, 5, proxy.ended)
+            return misbehaving.silence(20, proxy.ended)
+        return misbehaving.stalled(given, 20, proxy.ended)
 
     proxy.behaviour = slow
-    run(backfill(proxy, kafka, "misbehaving-slow", "--source", "query", "--request-timeout", "1s"))  # type: ignore[arg-type]
+    run(backfill(proxy, kafka, "misbehaving-slow", "--source", "query", "--request-timeout", "3s"))  # type: ignore[arg-type]
     Published(kafka, "misbehaving-slow").holds(samples)
     assert proxy.spoilt >= len(history.METRICS)
 
@@ -293,10 +293,10 @@ def test_a_backend_that_hangs_is_waited_for(proxy: MisbehavingProxy, kafka: Loca
     def hang(asked: Asked, _given: Given) -> Answer | None:
         if asked.kind == "samples" and not proxy.spoilt:
             hanging.set()
-            threading.Timer(2.5, hanging.clear).start()
-        return misbehaving.silence(2, proxy.ended) if hanging.is_set() else None
+            threading.Timer(6.0, hanging.clear).start()
+        return misbehaving.silence(4, proxy.ended) if hanging.is_set() else None
 
-    published = poll(proxy, kafka, hang, "query", timeout_s=0.3)
+    published = poll(proxy, kafka, hang, "query", timeout_s=1.5)
     published.holds(samples)
     assert published.ranges == [WHOLE]
     assert proxy.spoilt >= 4
@@ -308,11 +308,15 @@ def test_a_backend_that_is_away_is_waited_for(
     """Connections that are refused for a while, in the middle of a job."""
     gone = threading.Event()
 
+    def go_and_come() -> None:
+        proxy.go()
+        proxy.ended.wait(1.0)
+        proxy.come()
+
     def leave(asked: Asked, _given: Given) -> Answer | None:
         if asked.kind == "samples" and not gone.is_set():
             gone.set()
-            threading.Thread(target=proxy.go).start()
-            threading.Timer(1.0, proxy.come).start()
+            threading.Thread(target=go_and_come).start()
             return misbehaving.hang_up
         return None
 

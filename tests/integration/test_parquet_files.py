@@ -14,6 +14,7 @@ from pathlib import Path
 import commands
 import pandas as pd
 import pytest
+from commands import PATIENCE_S
 from confluent_kafka import Producer
 from confluent_kafka.admin import NewTopic
 from record_columns import encoded
@@ -35,7 +36,17 @@ from stream_app.files import FilesSettings, run_files
 settings = FilesSettings(
     Cluster(sys.argv[1]), Topics(sys.argv[2]), Path(sys.argv[3]), "parquet", commit_s=0.02, commit_rows=2000
 )
-run_files(settings, threading.Event(), lambda progress: print(progress.rows, flush=True))
+
+
+def hold(progress):
+    print(progress.rows, flush=True)
+    commits.append(progress)
+    # However late its end comes, there is much left to be written.
+    threading.Event().wait(None if len(commits) == 2 else 0)
+
+
+commits = []
+run_files(settings, threading.Event(), hold)
 """
 
 
@@ -96,7 +107,7 @@ def test_killed_again_and_again(kafka: LocalKafka, topics: Topics, tmp_path: Pat
     arguments = [kafka.bootstrap_servers, topics.prefix, str(tmp_path)]
     for _ in range(4):
         with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
-            deadline = threading.Timer(20, process.kill)
+            deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None
             assert process.stdout.readline(), "nothing was left to be written"

@@ -35,12 +35,12 @@ def refused_worker(kafka: LocalKafka, *flags: str) -> str:
 
 def test_a_second_writer_of_the_same_records_is_refused(kafka: LocalKafka, tmp_path: Path) -> None:
     """Two groupings that share a sink topic would double its records."""
-    view = view_of("second", "5m", "mean", "pod")
+    view = view_of("second-group", "5m", "mean", "pod")
     ensure_topics(connect(kafka.cluster), view.topics, 2)
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_for_line(child, "worker is ready")
-        both = view_of("second", "5m", "mean", "pod", "service")
-        assert view.group_id in refused_worker(kafka, "--topic-prefix", "second", *view_flags(both))
+        both = view_of("second-group", "5m", "mean", "pod", "service")
+        assert view.group_id in refused_worker(kafka, "--topic-prefix", "second-group", *view_flags(both))
 
 
 def test_windows_longer_than_chunks_are_kept_are_refused(kafka: LocalKafka) -> None:
@@ -56,7 +56,8 @@ def test_a_cancelled_job_ends_where_it_stands(
 ) -> None:
     """What it has published is windowed, the cut window is there, and nothing is held back any more."""
     command = backfill(prometheus, kafka, "cancelled", "--range-samples", "1000", "--json")
-    poller = Child(command, log_path=tmp_path / "poller.log", stdout=PIPE)
+    slow = [*command, "--max-samples-per-second", "100"]
+    poller = Child(slow, log_path=tmp_path / "poller.log", stdout=PIPE)
     poller.start()
     poller.stdout.readline()
     poller.kill()

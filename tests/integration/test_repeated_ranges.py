@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import remote_write
 from chunks import frame
-from commands import ingestor, run, view_of, wait_until_windowed, worker
+from commands import PATIENCE_S, ingestor, run, view_of, wait_until_windowed, worker
 from valid_records import decode_record
 
 from ingestor.core.time_range import iso
@@ -121,7 +121,7 @@ def kill_at_news(child: Child) -> None:
     text = "reading what was written before"
     seen = child.log_path.read_text().count(text)
     child.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while child.log_path.read_text().count(text) == seen:
         assert child.poll() is None, child.log_tail()
         assert time.monotonic() < deadline, child.log_tail()

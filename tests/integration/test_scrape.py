@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from commands import PATIENCE_S
 
 from ingestor.core.time_range import TimeRange
 from ingestor.local.prometheus import LocalPrometheus
@@ -30,7 +31,7 @@ def value(prometheus: LocalPrometheus, query: str) -> float | None:
 
 
 def wait_for(prometheus: LocalPrometheus, query: str, wanted: float) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while (seen := value(prometheus, query)) != wanted:
         assert time.monotonic() < deadline, f"{query} is {seen}, not {wanted}"
         time.sleep(0.1)

@@ -9,7 +9,7 @@ import history
 import pandas as pd
 import pytest
 import records
-from commands import ingestor, run, view_of, wait_until_windowed, worker
+from commands import PATIENCE_S, end, ingestor, run, view_of, wait_until_windowed, worker
 
 from ingestor.core.time_range import floor_ms, iso
 from ingestor.kafka import connect, ensure_topics
@@ -42,14 +42,14 @@ class Reading:
     def live(self, start_ms: int) -> None:
         """Poll from a point on until the history has been passed; then end the job there."""
         with Child(ingestor("run", *self._source, "--start", iso(start_ms)), log_path=self._log) as poller:
-            deadline = time.monotonic() + 90
+            deadline = time.monotonic() + PATIENCE_S
             while (live := read_positions(self._kafka.cluster, self._view.topics).get("live")) is None or (
                 live.position_ms < END_MS
             ):
                 assert poller.poll() is None, poller.log_tail()
                 assert time.monotonic() < deadline, poller.log_tail()
                 time.sleep(0.3)
-            assert poller.stop() == 0, poller.log_tail()
+            end(poller)
         run(ingestor("cancel", "live", *self._where))
 
     def records(self) -> list[Record]:

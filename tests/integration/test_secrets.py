@@ -17,7 +17,7 @@ import exporter
 import pytest
 import requests
 from certificates import Authority
-from commands import ingestor, stream_app, wait_for_line
+from commands import PATIENCE_S, end, ingestor, stream_app, wait_for_line
 from confluent_kafka import Consumer, TopicPartition
 from test_guarded_backends import BCRYPT, PASSWORD, GuardedPrometheus
 
@@ -74,8 +74,8 @@ def guarded(tmp_path: Path) -> Iterator[GuardedPrometheus]:
         GuardedPrometheus(tmp_path / "prometheus", {"basic_auth_users": {"me": BCRYPT}}, config=config) as server,
     ):
         # Long enough for the poller, which stays a second behind.
-        query, deadline = {"query": "app_requests_total offset 3s"}, time.monotonic() + 30
-        while not requests.get(f"{server.url}/api/v1/query", query, auth=("me", PASSWORD), timeout=5).json()["data"][
+        query, deadline = {"query": "app_requests_total offset 3s"}, time.monotonic() + PATIENCE_S
+        while not requests.get(f"{server.url}/api/v1/query", query, auth=("me", PASSWORD), timeout=60).json()["data"][
             "result"
         ]:
             assert time.monotonic() < deadline
@@ -142,13 +142,14 @@ def test_no_secret_is_seen(
             for name, command in commands.items()
         }
         wait_for_line(children["worker"], "worker is ready")
+        wait_for_line(children["run"], "range published")
         wait_for_files(storage, children)
         consume = [sys.executable, "-c", CONSUMER, broker.bootstrap_servers, str(security.ca_file), ADMIN]
         printed["consumer"] = output([*consume, str(password)], environment)
         served = {f"{name}{path}": text for name, port in ports.items() for path, text in pages(port)}
         printed["status"] = output(ingestor("status", "--json", *where), environment)
         for name, child in children.items():
-            assert child.stop() == 0, child.log_tail()
+            end(child)
             printed[name] = child.log_path.read_text()
         no_entry = [*where, "--kafka-password-file", str(tmp_path / "wrong-password")]
         for name, command in {
@@ -177,14 +178,14 @@ def test_no_secret_is_seen(
 
 
 def output(command: list[str], environment: dict[str, str], *, refused: bool = False) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, env=environment)
     assert (done.returncode != 0) is refused, done.stdout + done.stderr
     return done.stdout + done.stderr
 
 
 def wait_for_files(storage: Path, children: dict[str, Child]) -> None:
     """Wait for a file of live windows."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_S
     while not any(len(path.read_text().splitlines()) > 3 for path in storage.glob("*/*.csv")):
         assert all(child.poll() is None for child in children.values()), [c.log_tail() for c in children.values()]
         assert time.monotonic() < deadline, [c.log_tail() for c in children.values()]
@@ -197,7 +198,7 @@ def pages(port: int) -> Iterator[tuple[str, str]]:
     with requests.Session() as session:
         session.trust_env = False
         for path in [*paths, "/api/pipeline", "/api/anomalies", "/api/pods/tools/lonely", "/api/nowhere"]:
-            answer = session.get(f"http://127.0.0.1:{port}{path}", timeout=10)
+            answer = session.get(f"http://127.0.0.1:{port}{path}", timeout=60)
             yield path, f"{answer.headers}\n{answer.text}"
 
 

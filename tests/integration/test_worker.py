@@ -13,7 +13,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from commands import view_of
+from commands import PATIENCE_S, view_of
 from confluent_kafka import Consumer
 from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
@@ -45,7 +45,7 @@ def membership(kafka: LocalKafka, view: View, instance: dict[str, str]) -> tuple
     """Join a group with librdkafka's own consumer; return member id, generation, and what it says of them itself."""
     consumer = Consumer({"bootstrap.servers": kafka.bootstrap_servers, "group.id": view.group_id, **instance})
     consumer.subscribe([view.topics.range_chunks])
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not consumer.assignment():
         assert time.monotonic() < deadline, "no partitions"
         consumer.poll(0.1)
@@ -122,7 +122,7 @@ async def lose_name(kafka: LocalKafka, view: View, worker: Worker) -> None:
             coordinator.reset_generation()
 
         loop.call_soon_threadsafe(lose)
-        assert await asyncio.to_thread(asked.acquire, timeout=30)
+        assert await asyncio.to_thread(asked.acquire, timeout=PATIENCE_S)
         assert await asyncio.to_thread(members, kafka, view) == {first}
         assert not member_id(app)
         allowed.set()
@@ -135,7 +135,7 @@ async def lose_name(kafka: LocalKafka, view: View, worker: Worker) -> None:
 
 def named(app: Any) -> str:
     """Return the name that the group has given a worker, once it has one, and partitions."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (name := member_id(app)) or not app.consumer.assignment():
         assert time.monotonic() < deadline, "no name"
         time.sleep(0.05)

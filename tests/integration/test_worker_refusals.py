@@ -12,7 +12,7 @@ import history
 import oracle
 import pandas as pd
 import requests
-from commands import run, stream_app, view_flags, view_of, wait_for_line, wait_until_windowed
+from commands import end, run, stream_app, view_flags, view_of, wait_for_line, wait_until_windowed
 from confluent_kafka import Consumer, ConsumerGroupState, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from test_worker_pages import scraped, url_in, wait_until
@@ -79,7 +79,7 @@ def work(kafka: LocalKafka, view: View, log: Path, *flags: str) -> None:
     """Let a worker do all that there is to do."""
     with worker(kafka, view, log, *flags) as child:
         wait_until_windowed(kafka, view, child)
-        assert child.stop() == 0, child.log_tail()
+        end(child)
 
 
 def refused(kafka: LocalKafka, view: View, *flags: str, code: int = 2) -> str:
@@ -197,7 +197,7 @@ def test_what_cannot_be_read_is_set_aside_once(kafka: LocalKafka, samples: pd.Da
         url = url_in(child)
         wait_until_windowed(kafka, view, child)
         counted = {name: n for name, n in scraped(session, url).items() if "dead_letters_total" in name}
-        assert child.stop() == 0, child.log_tail()
+        end(child)
     letters = messages_of(kafka, view.topics.dead_letters)
     told_of = [line for line in child.log_path.read_text().splitlines() if "a message cannot be read" in line]
     # What says nothing of itself is missing from no window.
@@ -283,7 +283,7 @@ def test_chunks_that_retention_took(kafka: LocalKafka, samples: pd.DataFrame, tm
     early = oracle.windows(samples[samples["timestamp"] < until_ms], "5m", "mean", "pod")
     with worker(kafka, view, tmp_path / "first.log") as child:
         wait_until(lambda: len(records(kafka, view)) == len(early), child)
-        assert child.stop() == 0, child.log_tail()
+        end(child)
     publish(kafka, view, [stream[8:] for stream in streams])
     first = {number: 12 + place % 2 for place, number in enumerate(BUSY)}
     assert set(first.values()) == {12, 13}

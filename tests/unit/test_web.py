@@ -11,6 +11,7 @@ from contextlib import ExitStack, closing
 
 import pytest
 import requests
+from commands import PATIENCE_S
 
 from ingestor.core.errors import ConfigError
 from ingestor.telemetry import Telemetry
@@ -201,10 +202,13 @@ def test_all_addresses(session: requests.Session) -> None:
             assert session.get(f"{url.replace('127.0.0.1', '[::1]')}/-/healthy").status_code == 200
 
 
+HOUR_S = 3_600.0
+
+
 def test_hanging_clients_block_nobody(session: requests.Session) -> None:
-    """Who connects and says nothing, or reads nothing, costs others no time."""
+    """Whoever connects and says nothing, or reads nothing, nobody waits for them."""
     with (
-        web_server(ANY_PORT, Telemetry("live"), lambda: None, most_connections=8) as url,
+        web_server(ANY_PORT, Telemetry("live"), lambda: None, most_connections=8, longest_connection_s=HOUR_S) as url,
         ExitStack() as stack,
     ):
         for started in (
@@ -214,22 +218,30 @@ def test_hanging_clients_block_nobody(session: requests.Session) -> None:
             b"POST / HTTP/1.0\r\nContent-Length: 9\r\n\r\n",
         ):
             stack.enter_context(closing(connected(url))).sendall(started)
-        began = time.monotonic()
         for path in PATHS:
-            assert session.get(f"{url}{path}", timeout=5).status_code == 200
-        assert time.monotonic() - began < 5
+            assert session.get(f"{url}{path}", timeout=PATIENCE_S).status_code == 200
 
 
 def test_connections_are_bounded_in_number_and_time(session: requests.Session) -> None:
     """One too many is told at once; who hangs is cut off, and there is room again."""
     with (
-        web_server(ANY_PORT, Telemetry("live"), lambda: None, most_connections=3, longest_connection_s=1.0) as url,
+        web_server(ANY_PORT, Telemetry("live"), lambda: None, most_connections=3, longest_connection_s=HOUR_S) as url,
+        ExitStack() as stack,
+    ):
+        for _ in range(3):
+            stack.enter_context(closing(connected(url)))
+        assert answer_to(url, b"").startswith(b"HTTP/1.0 503 ")
+    with (
+        web_server(ANY_PORT, Telemetry("live"), lambda: None, most_connections=3, longest_connection_s=2.0) as url,
         ExitStack() as stack,
     ):
         hanging = [stack.enter_context(closing(connected(url))) for _ in range(3)]
-        assert answer_to(url, b"").startswith(b"HTTP/1.0 503 ")
+        for connection in hanging:
+            connection.settimeout(PATIENCE_S)
         assert [connection.recv(1) for connection in hanging] == [b""] * 3
-        assert session.get(f"{url}/-/healthy").status_code == 200
+        # Whoever is cut off may be told a moment before there is room.
+        while (status := session.get(f"{url}/-/healthy").status_code) != 200:
+            assert status == 503
 
 
 def own_threads() -> set[threading.Thread]:
@@ -237,17 +249,23 @@ def own_threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if thread.name.startswith("web")}
 
 
+def wait_for_threads(before: set[threading.Thread]) -> None:
+    """Wait until none is left but those that were there before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not own_threads() <= before:
+        assert time.monotonic() < deadline, own_threads()
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize("clients", [0, 5])
 def test_the_end_is_quick_and_leaves_nothing(session: requests.Session, clients: int) -> None:
-    """Within a second no thread and no listener is left, whoever hangs; the port can be had again at once."""
+    """No thread and no listener is left, and nobody who hangs is waited for; the port can be had again at once."""
     before = own_threads()
     with ExitStack() as stack:
-        with web_server(ANY_PORT, Telemetry("live"), lambda: None) as url:
+        with web_server(ANY_PORT, Telemetry("live"), lambda: None, longest_connection_s=HOUR_S) as url:
             hanging = [stack.enter_context(closing(connected(url))) for _ in range(clients)]
             assert session.get(f"{url}/-/healthy").status_code == 200
-            began = time.monotonic()
-        assert time.monotonic() - began < 1
-        assert own_threads() == before
+        wait_for_threads(before)
         assert [connection.recv(1) for connection in hanging] == [b""] * clients
         with web_server(listen_address(url.removeprefix("http://")), Telemetry("live"), lambda: None) as again:
             assert again == url
@@ -258,7 +276,7 @@ def test_the_server_ends_with_an_error_of_its_block() -> None:
     before = own_threads()
     with pytest.raises(KeyError), web_server(ANY_PORT, Telemetry("live"), lambda: None):
         raise KeyError("x")
-    assert own_threads() == before
+    wait_for_threads(before)
 
 
 def test_many_scrapes_at_once() -> None:
