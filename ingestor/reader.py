@@ -255,6 +255,7 @@ class RangeReader:
         whole, before = _Answer(), _Answer(only_lasts=True)
         seen = replace(time_range, start_ms=earlier.start_ms) if earlier else time_range
         for number, selector in enumerate(selectors):
+            self._raise_if_stopped()
             # Answers may differ a lot in size; four halves of a range are as much as four metrics could be.
             block = self._source.fetch_together(selector, names, seen, self._most_samples // 2)
             if block.histograms:
@@ -320,8 +321,7 @@ class RangeReader:
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
     ) -> TooManySamples | QueryRejected | None:
         """Add what the backend gives; return why, where it refuses."""
-        if self._stop.is_set() or self._closed.is_set():
-            raise SourceUnavailable("stopped while reading")
+        self._raise_if_stopped()
         try:
             answer.add(self._source.fetch(selector, metric.name, time_range))
         except RemoteReadUnsupported:
@@ -329,6 +329,10 @@ class RangeReader:
         except (TooManySamples, QueryRejected) as error:
             return error
         return None
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop.is_set() or self._closed.is_set():
+            raise SourceUnavailable("stopped while reading")
 
     def _halves(
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
