@@ -63,6 +63,7 @@ class Catalogue:
         self._places = _Places()
         self._unplaced: dict[Pod, tuple[int, str]] = {}
         self._metric_names: dict[int, str] = {}
+        self._type_codes: tuple[Mapping[str, str], npt.NDArray[np.int32]] = types, np.empty(0, np.int32)
         self._new_rows: list[tuple[int, int, int, list[tuple[str, str]]]] = []
         self._place = np.empty(0, np.int32)
         self._metric = np.empty(0, np.int32)
@@ -166,16 +167,15 @@ class Catalogue:
             self._places.settle(number, self._names["service"].code(job), partition)
         return number
 
-    def _type(self, metric: str) -> str:
-        if known := self._types.get(metric):
-            return known
-        return next((kind for suffix, kind in _SUFFIX_TYPES.items() if metric.endswith(suffix)), "unknown")
-
     def _types_of(self, metric: npt.NDArray[np.int32]) -> pa.DictionaryArray:
-        used, indices = np.unique(metric, return_inverse=True)
-        pool = self._names["type"]
-        codes = np.array([pool.code(self._type(self._metric_names[code])) for code in used.tolist()], np.int32)
-        return pool.dictionary(codes[indices])
+        pool, types = self._names["type"], self._types
+        of_types, codes = self._type_codes
+        # Newer types may be learned meanwhile: codes stay with those that they are of.
+        if of_types is not types or len(codes) < len(self._metric_names):
+            names = (self._metric_names[code] for code in range(len(self._metric_names)))
+            codes = np.array([pool.code(_type(name, types)) for name in names], np.int32)
+            self._type_codes = types, codes
+        return pool.dictionary(codes[metric])
 
     def _take_in(self) -> None:
         """Append what was learned to the columns, all at once."""
@@ -187,6 +187,12 @@ class Catalogue:
         self._metric = np.concatenate([self._metric, np.array(metrics, np.int32)])
         self._fingerprints = np.concatenate([self._fingerprints, np.array(fingerprints, np.uint64)])
         self._labels.append(maps(labels))
+
+
+def _type(metric: str, types: Mapping[str, str]) -> str:
+    if known := types.get(metric):
+        return known
+    return next((kind for suffix, kind in _SUFFIX_TYPES.items() if metric.endswith(suffix)), "unknown")
 
 
 class _Places:
@@ -230,6 +236,11 @@ class _Pool:
 
     def dictionary(self, codes: Any) -> pa.DictionaryArray:
         """Return the values of *codes*, with a dictionary of only what they use."""
-        used, indices = np.unique(codes, return_inverse=True)
+        # Codes are dense: to mark them takes a tenth of the time of sorting them.
+        is_used = np.zeros(len(self._names), np.bool_)
+        is_used[codes] = True
+        used = np.flatnonzero(is_used)
+        indices = np.empty(len(self._names), np.int32)
+        indices[used] = np.arange(len(used), dtype=np.int32)
         names = [self._names[code] for code in used.tolist()]
-        return pa.DictionaryArray.from_arrays(as_column(indices.astype(np.int32), pa.int32()), texts(names))
+        return pa.DictionaryArray.from_arrays(as_column(indices[codes], pa.int32()), texts(names))

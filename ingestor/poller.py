@@ -218,6 +218,8 @@ class Poller:
     _tell: Callable[[], None] | None = field(default=None, init=False)
     _thread: int = field(default=0, init=False)
     _failures: int = field(default=0, init=False)
+    _clock: tuple[int, float] | None = field(default=None, init=False)
+    """The backend's, and when it said so by ours; None: it is to be asked."""
     _told_at_s: float = field(default=0.0, init=False)
     _published: deque[tuple[float, int]] = field(default_factory=deque, init=False)
 
@@ -486,11 +488,14 @@ class Poller:
 
     def _now_ms(self) -> int:
         now_ms = self.source.now_ms()
+        self._clock = now_ms, time.monotonic()
         self.telemetry.backend_clock(now_ms)
         return now_ms
 
     def _settled_ms(self) -> int:
-        return floor_ms(self._now_ms() - self.settings.settle_ms, 1000)
+        """Return what is settled by the backend's clock, which is asked once between two waits."""
+        now_ms = self._clock[0] if self._clock else self._now_ms()
+        return floor_ms(now_ms - self.settings.settle_ms, 1000)
 
     def _publish_job(self, work: _Work, position: Position) -> None:
         """Publish a job, and beside a live one its recheck, until its end or *stop*."""
@@ -510,6 +515,7 @@ class Poller:
                 if not ready:
                     self.telemetry.position_confirmed(main.position.position_ms)
                     self.stop.wait(self._until_due_s(main))
+                    self._clock = None
                     continue
                 self._publish_next(work, ready[0], main)
         finally:
@@ -639,8 +645,9 @@ class Poller:
             return self.settings.target_samples
 
     def _until_due_s(self, lane: Lane) -> float:
-        """Return how long to wait; the backend's clock decides, ours only paces."""
-        settled_ms = self._now_ms() - self.settings.settle_ms
+        """Return how long to wait; the backend's clock decides, ours only carries it on."""
+        now_ms, asked_at_s = self._clock or (self._now_ms(), time.monotonic())
+        settled_ms = now_ms + (time.monotonic() - asked_at_s) * 1000 - self.settings.settle_ms
         return max(lane.position.position_ms + lane.least_due_ms - settled_ms, 100) / 1000
 
     def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:

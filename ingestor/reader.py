@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
@@ -20,7 +21,7 @@ from ingestor.packing import FetchedSeries, PackedRange, only_lasts, pack
 from ingestor.presets import Reading
 from ingestor.schedule import SHORTEST_MS
 from ingestor.selector import Matcher, Selector, halves_by_series
-from ingestor.sources.base import SeriesBlock, Source, lasts
+from ingestor.sources.base import SeriesBlock, Source, lasts, parted
 from ingestor.sources.remote_read import RemoteReadUnsupported
 from ingestor.telemetry import Telemetry
 from ingestor.throttle import Throttle
@@ -46,6 +47,16 @@ and then for a bit, to see whether it can be had again."""
 
 _A_BIT = 64
 """A part in so many."""
+
+_TOGETHER_NAMES = 100
+"""Metrics in one question at most: VictoriaMetrics takes queries of 16 kB."""
+
+_TOGETHER_SAMPLES = 50_000
+"""About so many samples of several metrics in one answer that does not come piece by piece: of a sample a series,
+17 MB of JSON."""
+
+_ALONE_FOR = 10
+"""Where a question for several metrics was refused, each has its own in so many ranges."""
 
 
 class Placing(Protocol):
@@ -103,6 +114,7 @@ class RangeReader:
     ) -> None:
         self._selection, self._source, self._placing = selection, source, placing
         self._partitions, self._stop, self._most_samples = partitions, stop, most_samples
+        self._concurrency = concurrency
         self._most_at_once = max(most_samples // concurrency, 1)
         self._telemetry = telemetry
         self._types = source.metric_types()
@@ -148,7 +160,8 @@ class RangeReader:
         seen = replace(time_range, start_ms=earlier.start_ms) if earlier else time_range
         questions = metric_names(self._selection, self._source, seen)
         answers = deque(
-            self._requests.submit(self._read_metric, *asked, time_range, earlier) for asked in questions.items()
+            self._requests.submit(self._read_together, *asked, time_range, earlier)
+            for asked in self._portions(questions, time_range)
         )
         try:
             while answers:
@@ -170,7 +183,7 @@ class RangeReader:
             if earlier is not None:
                 before.series = only_lasts(before.series, catalogue)
                 packed = replace(packed, lookback=self._packed(earlier, before, catalogue))
-        return replace(packed, incomplete=tuple(refused))
+        return replace(packed, incomplete=tuple(sorted(refused)))
 
     def _packed(self, time_range: TimeRange, fetched: _Fetched, catalogue: Catalogue) -> PackedRange:
         source = "+".join(sorted(fetched.ways)) or self._source.name
@@ -187,16 +200,85 @@ class RangeReader:
             self._catalogue = Catalogue(self._partitions, self._selection.meaning, self._types)
         return self._catalogue
 
+    def _portions(
+        self, questions: Mapping[str, Sequence[Selector]], time_range: TimeRange
+    ) -> Iterator[tuple[list[str], Sequence[Selector]]]:
+        """Yield the metrics that are asked for by one question, with the selectors that they share."""
+        streams = self._source.streams(time_range)
+        most_names = min(-(-len(questions) // self._concurrency), _TOGETHER_NAMES) if streams else _TOGETHER_NAMES
+        alike: dict[tuple[Selector, ...], list[str]] = {}
+        for name, selectors in questions.items():
+            # Each once, whatever the others say: it is counted.
+            alone = [metric.goes_alone() for metric in self._known(name, selectors)]
+            if any(alone) or name in self._selection.computed:
+                yield [name], selectors
+            else:
+                alike.setdefault(tuple(selectors), []).append(name)
+        for shared, names in alike.items():
+            portion: list[str] = []
+            samples = 0.0
+            for name in names:
+                about = 0.0 if streams else sum(m.per_ms for m in self._known(name, shared)) * time_range.length_ms
+                samples += about
+                if portion and (len(portion) == most_names or samples > _TOGETHER_SAMPLES):
+                    yield portion, shared
+                    portion, samples = [], about
+                portion.append(name)
+            yield portion, shared
+
+    def _known(self, name: str, selectors: Sequence[Selector]) -> list[_Metric]:
+        """Return what is known of a metric, by each of the selectors that find it."""
+        return [self._metrics.setdefault((name, number), _Metric(name)) for number in range(len(selectors))]
+
+    def _read_together(
+        self, names: Sequence[str], selectors: Sequence[Selector], time_range: TimeRange, earlier: TimeRange | None
+    ) -> tuple[_Answer, _Answer]:
+        """Return what `_read_metric` does of all these metrics: by one question, if the backend can answer that."""
+        if len(names) > 1:
+            try:
+                return self._ask_together(names, selectors, time_range, earlier)
+            except (SourceUnavailable, TooManySamples, QueryRejected) as error:
+                if not isinstance(error, SourceUnavailable):
+                    for metric in (metric for name in names for metric in self._known(name, selectors)):
+                        metric.alone_for = _ALONE_FOR
+                log.info("asking for metrics one by one", extra={"metrics": len(names), "error": str(error)})
+        whole, before = _Answer(), _Answer()
+        for name in names:
+            answer, last = self._read_metric(name, selectors, time_range, earlier)
+            whole.join(answer)
+            before.join(last)
+        return whole, before
+
+    def _ask_together(
+        self, names: Sequence[str], selectors: Sequence[Selector], time_range: TimeRange, earlier: TimeRange | None
+    ) -> tuple[_Answer, _Answer]:
+        whole, before = _Answer(), _Answer(only_lasts=True)
+        seen = replace(time_range, start_ms=earlier.start_ms) if earlier else time_range
+        for number, selector in enumerate(selectors):
+            self._raise_if_stopped()
+            # Answers may differ a lot in size; four halves of a range are as much as four metrics could be.
+            block = self._source.fetch_together(selector, names, seen, self._most_samples // 2)
+            if block.histograms:
+                raise QueryRejected("which metric has the native histograms?")
+            if earlier is not None:
+                early, block = parted(block, time_range.start_ms)
+                before.add(early)
+            whole.add(block)
+            for name in names:
+                self._known(name, selectors)[number].per_ms = block.samples / len(names) / time_range.length_ms
+        self._throttle.spend(whole.samples + before.samples)
+        self._telemetry.samples_read(time_range, whole.samples)
+        return whole, before
+
     def _read_metric(
         self, name: str, selectors: Sequence[Selector], time_range: TimeRange, earlier: TimeRange | None
     ) -> tuple[_Answer, _Answer]:
         """Return a metric's samples in a range, and each series' last one in the *earlier* time."""
         whole, before = _Answer(), _Answer()
-        for number, selector in enumerate(selectors):
-            metric = self._metrics.setdefault((name, number), _Metric(name))
+        for metric, selector in zip(self._known(name, selectors), selectors, strict=True):
             answer = _Answer(in_one_piece=metric.is_hopeless)
             self._read_part(metric, selector, time_range, answer)
-            metric.note(answer)
+            metric.note(answer, time_range)
             whole.join(answer)
             if earlier is not None:
                 # The range comes first: how much it holds tells how much of the time before fits into memory.
@@ -239,8 +321,7 @@ class RangeReader:
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer
     ) -> TooManySamples | QueryRejected | None:
         """Add what the backend gives; return why, where it refuses."""
-        if self._stop.is_set() or self._closed.is_set():
-            raise SourceUnavailable("stopped while reading")
+        self._raise_if_stopped()
         try:
             answer.add(self._source.fetch(selector, metric.name, time_range))
         except RemoteReadUnsupported:
@@ -248,6 +329,10 @@ class RangeReader:
         except (TooManySamples, QueryRejected) as error:
             return error
         return None
+
+    def _raise_if_stopped(self) -> None:
+        if self._stop.is_set() or self._closed.is_set():
+            raise SourceUnavailable("stopped while reading")
 
     def _halves(
         self, metric: _Metric, selector: Selector, time_range: TimeRange, answer: _Answer, error: Exception
@@ -379,6 +464,10 @@ class _Metric:
     longest_ms: int = _ANY_LENGTH_MS
     """Nothing longer is asked for; by and by it grows again."""
     has_histograms: bool = False
+    alone_for: int = 0
+    """In so many ranges no other metric is asked for with it."""
+    per_ms: float = math.inf
+    """Samples in the last range, about; none of it has been seen yet."""
     _known_ms: int = _ANY_LENGTH_MS
     """So much went well, as far as is known; what is longer is a try."""
     _longer_after: int = _LONGER_AFTER
@@ -411,8 +500,15 @@ class _Metric:
             if self._went_well >= self._longer_after:
                 self.longest_ms, self._went_well = 2 * self.longest_ms, 0
 
-    def note(self, answer: _Answer) -> None:
+    def goes_alone(self) -> bool:
+        """Tell once a range whether there is a reason not to ask for other metrics with it."""
+        self.alone_for = max(self.alone_for - 1, 0)
+        is_limited = self.longest_ms < _ANY_LENGTH_MS or self._lost_ranges > 0
+        return is_limited or self.has_histograms or self.alone_for > 0
+
+    def note(self, answer: _Answer, time_range: TimeRange) -> None:
         """Note what came of a range."""
+        self.per_ms = answer.samples / time_range.length_ms
         self._lost_ranges = self._lost_ranges + 1 if answer.refused and not answer.samples else 0
 
 

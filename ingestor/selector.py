@@ -62,10 +62,10 @@ class Selector:
         """
         return Selector(self.matchers + tuple(_Reader(text).lone_matcher() for text in matchers))
 
-    def for_metric(self, name: str) -> str:
-        """Return the text of this selector for one metric, whatever characters its name has."""
-        wanted = Matcher(_METRIC_NAME, "=", name)
-        return str(Selector((wanted, *(matcher for matcher in self.matchers if matcher != wanted))))
+    def of_metrics(self, *names: str) -> Selector:
+        """Return this selector for these metrics, whatever characters their names have."""
+        wanted = Matcher(_METRIC_NAME, *(("=", names[0]) if len(names) == 1 else ("=~", any_of(names))))
+        return Selector((wanted, *(matcher for matcher in self.matchers if matcher != wanted)))
 
     def __str__(self) -> str:
         return "{" + ",".join(map(str, self.matchers)) + "}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Sequence
 from typing import Unpack
 
 from ingestor.core.errors import SourceUnavailable
@@ -40,12 +41,22 @@ class AutoSource(HttpApi):
         self._remote_read.close()
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
-        if time_range.length_ms >= LONG_RANGE_MS and self._has_remote_read():
+        if self.streams(time_range):
             try:
                 return self._remote_read.fetch(selector, metric, time_range)
             except RemoteReadUnsupported as error:
                 log.info("remote read cannot give this; asking the query API", extra={"error": str(error)})
         return self._query.fetch(selector, metric, time_range)
+
+    def streams(self, time_range: TimeRange) -> bool:
+        return time_range.length_ms >= LONG_RANGE_MS and self._has_remote_read()
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
+        # What cannot be read remotely is for `fetch` to find out, a metric at a time.
+        source = self._remote_read if self.streams(time_range) else self._query
+        return source.fetch_together(selector, metrics, time_range, most_samples)
 
     def _has_remote_read(self) -> bool:
         with self._asking:

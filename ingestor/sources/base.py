@@ -102,6 +102,17 @@ class Source(Protocol):
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         """Return every sample of *metric* in [start, end) once; series without samples are left out."""
 
+    def streams(self, time_range: TimeRange) -> bool:
+        """Tell whether samples of *time_range* come piece by piece: an answer's own size then takes no memory."""
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
+        """Return what `fetch` gives of each metric, by one question; those that are computed are not among them.
+
+        Where it `streams`, more than *most_samples* are refused as `TooManySamples`.
+        """
+
 
 def tidy(block: SeriesBlock, time_range: TimeRange) -> SeriesBlock:
     """Return what a `Source` promises: samples in [start, end), no stale markers, strictly rising.
@@ -137,6 +148,14 @@ def _is_tidy(
                 return False
             before_ms = time_ms
     return True
+
+
+def parted(block: SeriesBlock, at_ms: int) -> tuple[SeriesBlock, SeriesBlock]:
+    """Return what a tidy block holds before a point of time, and what from it on."""
+    is_before = block.timestamps_ms < at_ms
+    before, behind = (_without_empty_series(_keep(block, kept)) for kept in (is_before, ~is_before))
+    # They are counted once.
+    return replace(before, histograms=0), behind
 
 
 def lasts(block: SeriesBlock) -> SeriesBlock:

@@ -126,6 +126,14 @@ class WithExpressions:
         blocks = [self._api.points(metric, promql, points) for points in parts]
         return tidy(_joined(blocks), time_range)
 
+    def streams(self, time_range: TimeRange) -> bool:
+        return self._source.streams(time_range)
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
+        return self._source.fetch_together(selector, metrics, time_range, most_samples)
+
 
 class _RangeQueries(HttpQuerySource):
     """The two ways in which an expression is asked for."""

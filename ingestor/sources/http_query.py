@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Unpack
@@ -31,9 +31,24 @@ class HttpQuerySource(HttpApi):
         self._has_metricsql: bool | None = None
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
+        return self._fetch(selector.of_metrics(metric), time_range)
+
+    def streams(self, time_range: TimeRange) -> bool:  # noqa: ARG002 - none of them
+        return False
+
+    def fetch_together(
+        self,
+        selector: Selector,
+        metrics: Sequence[str],
+        time_range: TimeRange,
+        most_samples: int,  # noqa: ARG002 - the backend has its own limit
+    ) -> SeriesBlock:
+        return self._fetch(selector.of_metrics(*metrics), time_range)
+
+    def _fetch(self, selector: Selector, time_range: TimeRange) -> SeriesBlock:
         # At end - 1 ms, Prometheus 3 gives (start - 1, end - 1], 2.x [start - 1, end - 1]: `tidy` cuts
         # off the difference.
-        query = f"{selector.for_metric(metric)}[{time_range.length_ms}ms]"
+        query = f"{selector}[{time_range.length_ms}ms]"
         block = self._matrix("query", {"query": query, "time": instant(time_range.end_ms - 1)})
         not_numbers = np.isnan(block.values)
         if not_numbers.any() and self._is_victoria_metrics():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPStatus
 from typing import TypeVar, Unpack, cast
 
@@ -34,7 +34,8 @@ _HEADERS = {
 _STREAMED_XOR_CHUNKS = 1
 _MATCHER_TYPES = {"=": 0, "!=": 1, "=~": 2, "!~": 3}
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
+"""About a million samples: most answers are then decoded in one go, and not laid together out of parts."""
 _REFUSAL_BYTES = 1 << 16
 _EXTERNAL_LABELS_S = 60.0
 """The server's external labels are asked for again so often: its configuration can be reloaded."""
@@ -81,12 +82,20 @@ class RemoteReadSource(HttpApi):
         return True
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
+        return self.fetch_together(selector, [metric], time_range, self._most_samples)
+
+    def streams(self, time_range: TimeRange) -> bool:  # noqa: ARG002 - all of them
+        return True
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
         external = self._known_external_labels()
         if external:
-            self._refuse_the_ambiguous(selector, metric, time_range, external)
-        matchers = (Matcher("__name__", "=", metric), *selector.matchers)
-        request = pa.compress(_request(matchers, time_range, external), codec="snappy", asbytes=True)
-        samples = _Samples(time_range, self._most_samples, external)
+            self._refuse_the_ambiguous(selector, metrics, time_range, external)
+        asked = selector.of_metrics(*metrics)
+        request = pa.compress(_request(asked, time_range, external), codec="snappy", asbytes=True)
+        samples = _Samples(time_range, min(most_samples, self._most_samples), external)
         with self._answer(
             "POST", "read", data=request, headers=_HEADERS, timeout_s=self.timeout_s, sized=True
         ) as response:
@@ -150,16 +159,16 @@ class RemoteReadSource(HttpApi):
         return external_labels(data.get("yaml", "") if isinstance(data, dict) else "")
 
     def _refuse_the_ambiguous(
-        self, selector: Selector, metric: str, time_range: TimeRange, external: dict[str, str]
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, external: dict[str, str]
     ) -> None:
         """Refuse where a series' own label cannot be told from an equal external one, which others are given."""
-        narrowed = [
-            str(Selector((*selector.matchers, Matcher("__name__", "=", metric), Matcher(name, "=", value))))
-            for name, value in external.items()
-        ]
-        if self._names(narrowed, time_range):
+        # Many names would be longer than an address may be; those that are not asked for are left out afterwards.
+        asked = selector.of_metrics(*metrics) if len(metrics) == 1 else selector
+        narrowed = [str(Selector((*asked.matchers, Matcher(name, "=", value)))) for name, value in external.items()]
+        if ambiguous := sorted(set(metrics).intersection(self._names(narrowed, time_range))):
             raise RemoteReadUnsupported(
-                f"{self.url} has external labels that series of {metric} carry themselves: read with --source query"
+                f"{self.url} has external labels that series of {', '.join(ambiguous)} carry themselves: "
+                "read with --source query"
             )
 
     def _names(self, selectors: list[str], time_range: TimeRange) -> list[str]:
@@ -292,10 +301,10 @@ def _text(node: yaml.Node) -> str:
     return str(node.value)
 
 
-def _request(matchers: tuple[Matcher, ...], time_range: TimeRange, external: dict[str, str]) -> bytes:
+def _request(selector: Selector, time_range: TimeRange, external: dict[str, str]) -> bytes:
     """Return a ReadRequest. Source: prometheus/prometheus prompb/remote.proto; both ends are inclusive there."""
     query = _field(1, time_range.start_ms) + _field(2, time_range.end_ms - 1)
-    for matcher in matchers:
+    for matcher in selector.matchers:
         op, value = matcher.op, matcher.value
         if op == "=" and value == external.get(matcher.name):
             # The server drops a matcher that asks for its external label, but no regular expression.

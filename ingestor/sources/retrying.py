@@ -79,6 +79,16 @@ class RetryingSource:
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
         return self._ask("samples", self._source.fetch, selector, metric, time_range)
 
+    def streams(self, time_range: TimeRange) -> bool:
+        return self._source.streams(time_range)
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
+        """Ask once: whatever fails, the metrics are asked for one by one, and those that fail then again."""
+        with self._telemetry.request("samples"):
+            return self._source.fetch_together(selector, metrics, time_range, most_samples)
+
     def _before_asking_again(self, state: tenacity.RetryCallState) -> None:
         log_retry(state)
         error = state.outcome.exception() if state.outcome else None

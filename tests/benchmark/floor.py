@@ -19,7 +19,7 @@ import orjson
 import pyarrow as pa
 
 from ingestor.core.time_range import TimeRange
-from ingestor.selector import Matcher
+from ingestor.selector import Matcher, Selector
 from ingestor.sources.frames import scan_frames
 from ingestor.sources.remote_read import _HEADERS, _request
 from ingestor.sources.xor import MOST_SAMPLES_A_CHUNK, PADDING_BYTES, decode_chunks
@@ -30,7 +30,7 @@ _PIECE_BYTES = 4 << 20
 @contextmanager
 def streamed(url: str, time_range: TimeRange) -> Iterator[http.client.HTTPResponse]:
     """Ask for every sample of every pod; the answer's frames are still to be read."""
-    request = _request((Matcher("pod", "!=", ""),), time_range, {})
+    request = _request(Selector((Matcher("pod", "!=", ""),)), time_range, {})
     connection = http.client.HTTPConnection(urlsplit(url).netloc)
     try:
         connection.request("POST", "/api/v1/read", pa.compress(request, codec="snappy", asbytes=True), _HEADERS)

@@ -31,7 +31,7 @@ def test_every_series_is_found_once(prometheus_binaries: Binaries, tmp_path: Pat
         waiting, found = [SELECTOR], []
         while waiting:
             selector = waiting.pop()
-            label_sets = source.label_sets([selector.for_metric("m")], RANGE)
+            label_sets = source.label_sets([str(selector.of_metrics("m"))], RANGE)
             if halves := halves_by_series(selector, label_sets):
                 waiting += halves
                 continue

@@ -7,6 +7,7 @@ itself keeps less than it was given, the test asserts what it keeps, and says wh
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import random
@@ -159,6 +160,27 @@ def assert_same(one: SeriesBlock, other: SeriesBlock) -> None:
 def test_everything_comes_back_bit_for_bit(backend: Backend, source: Source, metric: str) -> None:
     """One range over all of history gives every sample, NaN, infinities, denormals and 17 digits included."""
     backend.assert_gave(metric, source.fetch(PODS, metric, HISTORY))
+
+
+def test_several_metrics_come_as_each_would(source: Source) -> None:
+    """One question for some of them, one of which there is not, gives what a question for each gives."""
+    metrics = ["odd", "no_such_metric", "ragged", "regular"]
+    together = source.fetch_together(PODS, metrics, HISTORY, 10**9)
+    assert by_labels(together) == by_labels(*(source.fetch(PODS, metric, HISTORY) for metric in metrics))
+    assert {json.loads(labels)["__name__"] for labels in together.label_sets} == {"odd", "ragged", "regular"}
+    narrowed = PODS.with_matchers('pod=~"api-[12]"')
+    assert len(source.fetch_together(narrowed, metrics, HISTORY, 10**9)) == sum(
+        len(source.fetch(narrowed, metric, HISTORY)) for metric in metrics
+    )
+
+
+def by_labels(*blocks: SeriesBlock) -> dict[bytes, tuple[bytes, bytes]]:
+    """Return each series' columns, bit for bit."""
+    return {
+        labels: (block.timestamps_ms[first:last].tobytes(), block.values[first:last].tobytes())
+        for block in blocks
+        for labels, (first, last) in zip(block.label_sets, itertools.pairwise(block.offsets.tolist()), strict=True)
+    }
 
 
 @pytest.mark.parametrize("length_ms", [15_000, 60_000, 599_999, 3_600_000, 7_200_001])
@@ -364,6 +386,10 @@ def test_external_labels_are_not_the_series_own(head: str) -> None:
     selector = Selector.parse("labelled")
     with pytest.raises(RemoteReadUnsupported, match="external labels that series of labelled carry themselves"):
         remote_read.fetch(selector, "labelled", last_hour(query))
+    both = Selector.parse('{instance!=""}')
+    with pytest.raises(RemoteReadUnsupported, match="external labels that series of labelled carry themselves"):
+        remote_read.fetch_together(both, ["labelled", "scrapes"], last_hour(query), 10**9)
+    assert len(remote_read.fetch_together(both, ["scrapes", "up"], last_hour(query), 10**9)) == 2
     block = registry.SOURCES["auto"](head).fetch(selector, "labelled", last_hour(query))
     assert block.source == "query"
     assert json.loads(block.label_sets[0])["cluster"] == "prod"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -44,6 +44,7 @@ class Question:
     """What is asked for, and what the answer would be."""
 
     metric: str
+    """Of several, their names with ``|`` between."""
     time_range: TimeRange
     series: tuple[Labels, ...]
     samples: int
@@ -65,6 +66,9 @@ class MemorySource:
     refuse: Callable[[Question], SourceError | None] = lambda _: None
     refuse_listing: Callable[[TimeRange], SourceError | None] = lambda _: None
     name: str = "memory"
+    in_pieces: bool = False
+    histograms: Collection[str] = ()
+    """Metrics that have native histograms too."""
     asked: list[Question] = field(default_factory=list)
     _times: dict[tuple[str, str, TimeRange], int] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -88,7 +92,21 @@ class MemorySource:
         return [dict(labels) for labels in sorted(found)]
 
     def fetch(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
-        whole = Selector((*selector.matchers, Matcher("__name__", "=", metric)))
+        return self._answered(selector, metric, time_range)
+
+    def streams(self, time_range: TimeRange) -> bool:  # noqa: ARG002 - all or none
+        return self.in_pieces
+
+    def fetch_together(
+        self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
+    ) -> SeriesBlock:
+        block = self._answered(selector, "|".join(metrics), time_range)
+        if self.in_pieces and block.samples > most_samples:
+            raise too_many()
+        return block
+
+    def _answered(self, selector: Selector, metric: str, time_range: TimeRange) -> SeriesBlock:
+        whole = Selector((*selector.matchers, Matcher("__name__", "=~", metric)))
         found = list(self._found(whole, time_range))
         lengths = [len(stamps) for _, stamps, _ in found]
         with self._lock:
@@ -106,7 +124,8 @@ class MemorySource:
             np.cumsum([0, *lengths]),
             np.concatenate([np.empty(0, np.int64), *(stamps for _, stamps, _ in found)]),
             np.concatenate([np.empty(0), *(values for _, _, values in found)]),
-            source=self.name,
+            sum(name in self.histograms for name in metric.split("|")),
+            self.name,
         )
 
     def _found(self, selector: Selector, time_range: TimeRange) -> Iterator[tuple[Labels, Int64Array, Float64Array]]:
@@ -211,6 +230,7 @@ def refusing_sources(draw: st.DrawFn) -> MemorySource:
     hopeless = draw(st.sets(st.sampled_from(["a", "b"]), max_size=1))
     bad = draw(st.sets(st.tuples(st.sampled_from([*series, None]), st.integers(0, 60)), max_size=3))
     attempts = draw(st.sampled_from([0, 0, 1, 3]))
+    in_pieces = draw(st.booleans())
     error = draw(st.sampled_from([TooManySamples, TooManySeries, QueryRejected]))
     lists = draw(st.booleans())
 
@@ -222,13 +242,13 @@ def refusing_sources(draw: st.DrawFn) -> MemorySource:
         seconds = {
             number
             for labels, number in bad
-            if labels in question.series or (labels is None and question.metric == "c")
+            if labels in question.series or (labels is None and "c" in question.metric)
             if question.time_range.start_ms < START + number * 1000 + 1000
             if START + number * 1000 < question.time_range.end_ms
         }
-        return error("bad") if seconds or question.metric in hopeless else None
+        return error("bad") if seconds or hopeless.intersection(question.metric.split("|")) else None
 
-    return MemorySource(series, refuse, lambda _: None if lists else rejected())
+    return MemorySource(series, refuse, lambda _: None if lists else rejected(), in_pieces=in_pieces)
 
 
 @settings(max_examples=150)
@@ -445,3 +465,94 @@ def test_a_way_that_is_not_supported_is_not_halved() -> None:
     with pytest.raises(RemoteReadUnsupported):
         read(source, HOUR)
     assert len(source.asked) == 1
+
+
+FOUR = ("a", "b", "c", "d")
+
+
+def asked(source: MemorySource, since: int = 0) -> list[str]:
+    """Return the metrics of each question."""
+    return sorted(question.metric for question in source.asked[since:])
+
+
+def test_metrics_that_come_piece_by_piece_are_asked_for_together() -> None:
+    """As many questions as there may be at once, and none more for the time before a job."""
+    source = MemorySource(regular(DAY, 60_000, FOUR), in_pieces=True)
+    ahead = TimeRange(START + 3_600_000 + 30_000, START + 2 * 3_600_000)
+    with reader_of(source) as reader:
+        packed = reader.read(ahead, lookback=True)
+    assert asked(source) == ["a|b", "c|d"]
+    one_by_one = MemorySource(source.series)
+    with reader_of(one_by_one) as reader:
+        wanted = reader.read(ahead, lookback=True)
+    assert asked(one_by_one) == sorted(FOUR * 2)
+    assert packed.lookback
+    assert wanted.lookback
+    assert samples_of(packed) == samples_of(wanted)
+    assert samples_of(packed.lookback) == samples_of(wanted.lookback)
+    assert {t for _, t in samples_of(packed.lookback)} == {START + 3_600_000}
+    assert packed.samples == wanted.samples == 4 * 8 * 59
+
+
+def test_few_samples_are_asked_for_together_once_it_is_known_that_they_are_few() -> None:
+    """An answer that comes as a whole is bounded: 50,000 samples."""
+    hours = [TimeRange(START + i * 3_600_000, START + (i + 1) * 3_600_000) for i in range(3)]
+    source = MemorySource(regular(DAY, 3_600_000 // 2500, FOUR))
+    with reader_of(source) as reader:
+        for hour, questions in zip(hours, (list(FOUR), ["a|b", "c|d"], ["a|b", "c|d"]), strict=True):
+            before = len(source.asked)
+            assert samples_of(reader.read(hour)).keys() == {
+                key for key in held_by(source) if hour.start_ms <= key[1] < hour.end_ms
+            }
+            assert asked(source, before) == questions
+
+
+@pytest.mark.parametrize("error", [too_many, rejected])
+def test_what_is_refused_together_is_asked_for_one_by_one(error: Callable[[], SourceError]) -> None:
+    """One bad metric costs the others nothing, and is named; ten ranges later they are asked for together again."""
+    source = MemorySource(
+        regular(DAY, 60_000, FOUR), lambda q: error() if "a" in q.metric.split("|") else None, in_pieces=True
+    )
+    questions = []
+    with reader_of(source) as reader:
+        for i in range(12):
+            hour = TimeRange(START + i * 3_600_000, START + (i + 1) * 3_600_000)
+            before = len(source.asked)
+            packed = reader.read(hour)
+            assert packed.incomplete == (Refused("a", *_bounds(hour)),)
+            assert packed.samples == 3 * 8 * 60
+            questions.append([metric for metric in asked(source, before) if metric != "a"])
+    # Beside a metric that is known to be hopeless, b has nothing to do with a.
+    assert questions == [["a|b", "b", "c|d"], *[["b", "c|d"]] * 9, *[["b|c", "d"]] * 2]
+
+
+def test_a_backend_that_gives_only_short_answers_is_read_one_by_one() -> None:
+    """What passes is waited for metric by metric: nothing says which of them it was."""
+
+    def refuse(question: Question) -> SourceError | None:
+        return SourceUnavailable("the answer was cut short") if "|" in question.metric else None
+
+    source = MemorySource(regular(HOUR, 60_000, FOUR), refuse, in_pieces=True)
+    (packed,) = read(source, HOUR)
+    assert samples_of(packed) == held_by(source)
+    assert asked(source) == ["a", "a|b", "b", "c", "c|d", "d"]
+
+
+def test_a_metric_with_native_histograms_is_found_and_goes_alone(caplog: pytest.LogCaptureFixture) -> None:
+    """It is named once; what is read of it are its floats."""
+    source = MemorySource(regular(DAY, 60_000, FOUR), in_pieces=True, histograms=("b",))
+    ranges = [TimeRange(START + i * 3_600_000, START + (i + 1) * 3_600_000) for i in range(14)]
+    packed = read(source, *ranges)
+    assert [one.samples for one in packed] == [4 * 8 * 60] * 14
+    assert [record.metric for record in caplog.records if "histograms" in record.message] == ["b"]  # type: ignore[attr-defined]
+    assert asked(source)[-1] == "d"
+    assert "a|c" in asked(source)
+
+
+def test_too_much_at_once_is_asked_for_one_by_one() -> None:
+    """Several answers of half of what may be in memory are the most that come together."""
+    source = MemorySource(regular(HOUR, 60_000, FOUR), in_pieces=True)
+    with reader_of(source, most_samples=1919) as reader, pytest.raises(TooManySamples, match="more than 1,919 samples"):
+        reader.read(HOUR)
+    assert "a|b" in asked(source)
+    assert "a" in asked(source)

@@ -437,8 +437,8 @@ def test_a_stream_that_stalls_is_too_much(backend: Backend) -> None:
 def test_however_the_stream_is_cut_into_pieces(backend: Backend) -> None:
     """Frames end where they want, and a frame may be longer than what is read at once."""
     long = encode([(START + i, i * 0x9E3779B97F4A7C15 % 2**64) for i in range(4_000)])
-    body = ONE + frame(series({"__name__": "up", "pod": "c"}, *[chunk_field(long)] * 100)) + TWO
-    assert len(body) > 3 << 20
+    body = ONE + frame(series({"__name__": "up", "pod": "c"}, *[chunk_field(long)] * 300)) + TWO
+    assert len(body) > 9 << 20
     for size in (7_919, 1 << 20, len(body)):
         backend.answer = stream(*(body[i : i + size] for i in range(0, len(body), size)))
         block = RemoteReadSource(backend.url).fetch(PODS, "up", RANGE)
@@ -475,17 +475,20 @@ def test_more_samples_than_allowed_are_too_many(backend: Backend) -> None:
     backend.answer = stream(*[frame(series({"pod": "a"}, *[chunk] * 10))] * 20)
     with pytest.raises(TooManySamples, match="more than 100000 samples at once"):
         RemoteReadSource(backend.url, most_samples=100_000).fetch(PODS, "up", RANGE)
+    with pytest.raises(TooManySamples, match="more than 200000 samples at once"):
+        RemoteReadSource(backend.url).fetch_together(PODS, ["down", "up"], RANGE, 200_000)
 
 
-def test_the_request_is_as_documented(backend: Backend) -> None:
-    """The metric and the matchers, both ends inclusive, and nothing but streamed chunks accepted."""
-    RemoteReadSource(backend.url).fetch(PODS, "up", RANGE)
+@pytest.mark.parametrize(("metrics", "matcher"), [(["up"], (0, b"up")), (["a.b", "up"], (2, rb"a\.b|up"))])
+def test_the_request_is_as_documented(backend: Backend, metrics: list[str], matcher: tuple[int, bytes]) -> None:
+    """The metrics and the matchers, both ends inclusive, and nothing but streamed chunks accepted."""
+    RemoteReadSource(backend.url).fetch_together(PODS, metrics, RANGE, 100)
     (sent,) = backend.requests
     request = field(
         1,
         field(1, RANGE.start_ms)
         + field(2, RANGE.end_ms - 1)
-        + field(3, field(1, 0) + field(2, b"__name__") + field(3, b"up"))
+        + field(3, field(1, matcher[0]) + field(2, b"__name__") + field(3, matcher[1]))
         + field(3, field(1, 1) + field(2, b"pod") + field(3, b""))
         + field(3, field(1, 2) + field(2, b"zone") + field(3, b"a|b")),
     ) + field(2, 1)

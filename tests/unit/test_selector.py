@@ -72,10 +72,11 @@ def test_matchers_are_added() -> None:
 def test_one_metric_is_chosen() -> None:
     """The name is a matcher, so that any name can be asked for, and others on the name still hold."""
     selector = Selector.parse('{pod!=""}')
-    assert selector.for_metric("up") == '{__name__="up",pod!=""}'
-    assert selector.for_metric('my "metric"\\\n') == '{__name__="my \\"metric\\"\\\\\\n",pod!=""}'
-    assert Selector.parse('up{pod!=""}').for_metric("up") == '{__name__="up",pod!=""}'
-    assert Selector.parse("up").for_metric("down") == '{__name__="down",__name__="up"}'
+    assert str(selector.of_metrics("up")) == '{__name__="up",pod!=""}'
+    assert str(selector.of_metrics('my "metric"\\\n')) == '{__name__="my \\"metric\\"\\\\\\n",pod!=""}'
+    assert str(Selector.parse('up{pod!=""}').of_metrics("up")) == '{__name__="up",pod!=""}'
+    assert str(Selector.parse("up").of_metrics("down")) == '{__name__="down",__name__="up"}'
+    assert str(selector.of_metrics("a.b", "c")) == '{__name__=~"a\\\\.b|c",pod!=""}'
 
 
 @given(
