@@ -11,7 +11,7 @@ from pathlib import Path
 import chunks
 import records
 import scraped
-from commands import ingestor, view_of, worker
+from commands import PATIENCE_S, ingestor, view_of, worker
 from proxied_kafka import ProxiedKafka
 from supervised import Supervised
 from tcp_proxy import TcpProxy
@@ -97,7 +97,7 @@ def live(folder: Path, broker: ProxiedKafka, lasts_s: float) -> Iterator[Live]:
         try:
             for one in processes.values():
                 one.join()
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + PATIENCE_S
             while not made.position_ms():
                 assert time.monotonic() < deadline, processes[POLLER].child.log_tail()
                 time.sleep(0.1)
