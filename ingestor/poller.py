@@ -296,7 +296,7 @@ class Poller:
             ConfigError: nothing can be read as asked.
         """
         start_ms, end_ms = self._bounds()
-        until_ms = end_ms or floor_ms(self._now_ms() - self.settings.settle_ms, 1000)
+        until_ms = end_ms or self._settled_ms()
         metrics = metric_names(self.settings.selection, self.source, TimeRange(start_ms, max(until_ms, start_ms + 1)))
         return (
             f"job {self.settings.command}: {len(metrics)} metrics of {self.settings.selector} from {iso(start_ms)} "
@@ -487,14 +487,18 @@ class Poller:
         return floor_ms(point.time_ms, 1000 if text == "now" else _HOUR_MS)
 
     def _now_ms(self) -> int:
+        return self._ask_clock()[0]
+
+    def _ask_clock(self) -> tuple[int, float]:
+        """Return the backend's clock, and when it said so by ours."""
         now_ms = self.source.now_ms()
         self._clock = now_ms, time.monotonic()
         self.telemetry.backend_clock(now_ms)
-        return now_ms
+        return self._clock
 
     def _settled_ms(self) -> int:
         """Return what is settled by the backend's clock, which is asked once between two waits."""
-        now_ms = self._clock[0] if self._clock else self._now_ms()
+        now_ms, _ = self._clock or self._ask_clock()
         return floor_ms(now_ms - self.settings.settle_ms, 1000)
 
     def _publish_job(self, work: _Work, position: Position) -> None:
@@ -646,7 +650,7 @@ class Poller:
 
     def _until_due_s(self, lane: Lane) -> float:
         """Return how long to wait; the backend's clock decides, ours only carries it on."""
-        now_ms, asked_at_s = self._clock or (self._now_ms(), time.monotonic())
+        now_ms, asked_at_s = self._clock or self._ask_clock()
         settled_ms = now_ms + (time.monotonic() - asked_at_s) * 1000 - self.settings.settle_ms
         return max(lane.position.position_ms + lane.least_due_ms - settled_ms, 100) / 1000
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -52,8 +52,6 @@ class RecordContext:
         return not self.is_partial(start_ms, end_ms) and not self.missing(start_ms, end_ms)
 
     def _has_hole(self, start_ms: int, end_ms: int) -> bool:
-        if not self.holes:
-            return False
         seen_from_ms = start_ms - self.lookback_ms
         return any(hole_start < end_ms and seen_from_ms < hole_end for hole_start, hole_end in self.holes)
 
@@ -103,7 +101,7 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
     pieces = [
         *map(_head, groups),
         *_middles(context, windows),
-        *_tails(context, windows),
+        *(_tail(context.missing(start_ms, end_ms)) for start_ms, end_ms in windows),
         *(orjson.dumps(name) + b":" for name in metrics),
     ]
     middle, values = window + len(groups), cells.value[first:last]
@@ -158,11 +156,5 @@ def _middles(context: RecordContext, windows: Sequence[tuple[int, int]]) -> Iter
         yield b',"window_start":%d,"window_end":%d%b%b%b' % (start_ms, end_ms, before, partial, behind)
 
 
-def _tails(context: RecordContext, windows: Sequence[tuple[int, int]]) -> Iterator[bytes]:
-    """Yield what ends the records of each window."""
-    if not context.incomplete and not context.holes:
-        yield from repeat(b"}}", len(windows))
-        return
-    for start_ms, end_ms in windows:
-        missing = context.missing(start_ms, end_ms)
-        yield b'},"incomplete":' + orjson.dumps(missing) + b"}" if missing else b"}}"
+def _tail(missing: list[str]) -> bytes:
+    return b'},"incomplete":' + orjson.dumps(missing) + b"}" if missing else b"}}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -82,6 +83,15 @@ def wait_until_windowed(kafka: Broker, view: View, *watched: Child, timeout_s: f
             return
         time.sleep(0.2)
     raise TimeoutError("\n".join([f"{view.group_id} is not done", *(child.log_tail() for child in watched)]))
+
+
+def wait_until(holds: Callable[[], bool], child: Child | None = None, timeout_s: float = PATIENCE_S) -> None:
+    """Wait for a condition, while *child*, if given, runs."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert child is None or child.poll() is None, child.log_tail()
+        assert time.monotonic() < deadline, child.log_tail() if child else "it does not come"
+        time.sleep(0.05)
 
 
 def wait_for_line(child: Child, text: str, times: int = 1) -> None:

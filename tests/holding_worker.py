@@ -7,17 +7,14 @@ stderr when emissions of several partitions wait.
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
 import signal
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
-from commands import PATIENCE_S, view_of
+import worker_program
+from commands import PATIENCE_S
 
-from ingestor.kafka import Cluster
 from stream_app import app
 from stream_app.app import Worker, WorkerSettings
 from stream_app.pipeline import Emission
@@ -30,8 +27,8 @@ GATHERED = "emissions of several partitions wait"
 class Holding(Worker):
     """Holds its second transaction back."""
 
-    def __init__(self, settings: WorkerSettings, telemetry: Telemetry) -> None:
-        super().__init__(settings, telemetry)
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(settings, Telemetry(Standing()))
         self._begun = 0
         self._waiting: set[int] = set()
         self._gathered, self._goes_on = asyncio.Event(), asyncio.Event()
@@ -57,19 +54,7 @@ class Holding(Worker):
             self._gathered.set()
 
 
-async def hold(settings: WorkerSettings) -> None:
+if __name__ == "__main__":
     # What it has gathered is to be committed at its end, however slow the broker is.
     app._STOP_TIMEOUT_S = PATIENCE_S
-    await Holding(settings, Telemetry(Standing())).run(lambda: None)
-    # Faust's thread would else hold it.
-    os._exit(0)
-
-
-def main() -> None:
-    servers, prefix, slot = sys.argv[1:]
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    asyncio.run(hold(WorkerSettings(Cluster(servers), view_of(prefix, "1m", "mean"), int(slot))))
-
-
-if __name__ == "__main__":
-    main()
+    worker_program.main(Holding)

@@ -5,15 +5,9 @@ A program of its own: ``patient_worker.py BOOTSTRAP_SERVERS PREFIX SLOT``; it wo
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import sys
-
 import faust
-from commands import view_of
+import worker_program
 
-from ingestor.kafka import Cluster
 from stream_app.app import Worker, WorkerSettings
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
@@ -25,23 +19,14 @@ SESSION_S = 80.0
 class Patient(Worker):
     """Has a long session."""
 
+    def __init__(self, settings: WorkerSettings) -> None:
+        super().__init__(settings, Telemetry(Standing()))
+
     def _faust_app(self, settings: WorkerSettings) -> faust.App:
         app = super()._faust_app(settings)
         app.conf.broker_session_timeout = SESSION_S
         return app
 
 
-async def work(settings: WorkerSettings) -> None:
-    await Patient(settings, Telemetry(Standing())).run(lambda: None)
-    # Faust's thread would else hold it.
-    os._exit(0)
-
-
-def main() -> None:
-    servers, prefix, slot = sys.argv[1:]
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
-    asyncio.run(work(WorkerSettings(Cluster(servers), view_of(prefix, "1m", "mean"), int(slot))))
-
-
 if __name__ == "__main__":
-    main()
+    worker_program.main(Patient)

@@ -38,7 +38,7 @@ from backends import (
     with_history,
     with_types,
 )
-from commands import PATIENCE_S
+from commands import PATIENCE_S, wait_until
 
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core.errors import QueryRejected
@@ -128,13 +128,6 @@ def after_its_targets_death(name: str, folder: Path) -> Iterator[str]:
         # Prometheus looks five minutes back, so that only a stale marker ends a series at once.
         wait_until(lambda: query.count_series(scrapes, query.now_ms()) == 0)
         yield url
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def last_hour(source: Source) -> TimeRange:

@@ -10,12 +10,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import consuming as consuming_program
 import pytest
-from commands import PATIENCE_S
+from commands import PATIENCE_S, wait_until
 from pod_topic import MINUTE_MS, NOON_MS, PodTopic, record
 
 from ingestor.local.kafka import LocalKafka
@@ -78,13 +78,6 @@ class Member(threading.Thread):
                 self.processed.append(((window.id, round(float(frame["memory"].iloc[-1]))), len(frame)))
                 if self.leaves.is_set():
                     return
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def wait_for(members: list[Member], count: int, others: Collection[Key] = ()) -> None:

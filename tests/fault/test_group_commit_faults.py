@@ -98,7 +98,7 @@ def test_queue_full(kafka: LocalKafka, tmp_path: Path) -> None:
     held = fed(kafka, view)
     for messages in (2, 20):
         log = tmp_path / f"{messages}.log"
-        arguments = [kafka.bootstrap_servers, view.topics.prefix, str(messages)]
+        arguments = [kafka.bootstrap_servers, view.topics.prefix, "0", str(messages)]
         with Child([sys.executable, narrow_worker.__file__, *arguments], log_path=log) as narrow:
             assert narrow.wait(120) == 1
         assert "error: records were not committed: Message failed: Local: Queue full" in log.read_text()

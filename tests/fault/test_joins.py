@@ -8,9 +8,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import click
+import commands
 import consuming as consuming_program
 import pytest
 from kafka_proxy import Api, KafkaProxy, Point
@@ -27,6 +29,8 @@ SESSION_S = 6.0
 LOOK_S = 10.0
 PATIENCE_S = 60.0
 """Far below the 5 minutes after which the library asks for metadata by itself, and that a join may take."""
+
+wait_until = partial(commands.wait_until, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +95,6 @@ def poller(broker: FenceableKafka, topic: PodTopic, number: int) -> Comer:
             standby.wait_for_turn(threading.Event())
 
     return Comer(f"{topic.names.prefix}.poller.run-{number:02d}", join)
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def see_them_join(

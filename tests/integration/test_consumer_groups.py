@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pytest
-from commands import PATIENCE_S
+from commands import PATIENCE_S, wait_until
 from confluent_kafka import Consumer, TopicPartition
 from pod_topic import MINUTE_MS, NOON_MS, PodTopic, record
 
@@ -69,13 +68,6 @@ def commit(topic: PodTopic, offset: int, metadata: str = "") -> None:
     at = TopicPartition(topic.names.pods, topic.partition(), offset, metadata)
     consumer.commit(offsets=[at], asynchronous=False)
     consumer.close()
-
-
-def wait_until(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_lookback_across_restarts(topic: PodTopic) -> None:
@@ -253,15 +245,15 @@ def test_members_share_partitions(topic: PodTopic) -> None:
             topic.send(*(record(5, f"{s}-0", s) for s in services))
             found: list[Window] = []
             loops = [
-                threading.Thread(target=lambda pods=pods, n=n: found.extend(itertools.islice(pods, n)))
+                threading.Thread(target=lambda fresh=fresh, n=n: found.extend(itertools.islice(fresh, n)))
+                # The first one's last window of the round before was in its hands when a partition moved.
                 for pods, owned in ((first, mine), (second, theirs))
+                for fresh in [(w for w in pods if minute(w) == 5)]
                 for n in [sum(topic.partition(s) in owned for s in services)]
             ]
             for loop in loops:
                 loop.start()
             for loop in loops:
                 loop.join(PATIENCE_S)
-    # The first one's last window of the round before was in its hands when a partition moved.
-    fresh = [w for w in found if minute(w) == 5]
-    assert {w.service for w in fresh} == set(services)
-    assert {length(w) for w in fresh} == {6}
+    assert {w.service for w in found} == set(services)
+    assert {length(w) for w in found} == {6}

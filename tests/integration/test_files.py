@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import commands
+import held_sink
 import orjson
 import pytest
 from commands import PATIENCE_S, stream_app
@@ -173,28 +174,6 @@ def test_a_second_run_goes_on(settings: FilesSettings, worker: Worker, topics: T
     assert minutes(settings.storage / "prod/api.csv") == [0, 1, 2]
 
 
-PROGRAM = """
-import sys, threading
-from pathlib import Path
-from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster
-from stream_app.files import FilesSettings, run_files
-
-settings = FilesSettings(Cluster(sys.argv[1]), Topics(sys.argv[2]), Path(sys.argv[3]), commit_s=0.02, commit_rows=500)
-
-
-def hold(progress):
-    print(progress.rows, flush=True)
-    commits.append(progress)
-    # However late its end comes, there is much left to be written.
-    threading.Event().wait(None if len(commits) == 2 else 0)
-
-
-commits = []
-run_files(settings, threading.Event(), hold)
-"""
-
-
 def test_killed_again_and_again(settings: FilesSettings, worker: Worker, topics: Topics) -> None:
     """After kill -9 at random moments every committed record is in its file once."""
     services, count = [f"s{i}" for i in range(12)], 10_000
@@ -202,10 +181,10 @@ def test_killed_again_and_again(settings: FilesSettings, worker: Worker, topics:
         values = [message(i, service, f"pod-{i % 7}") for i in range(count)]
         worker.send(topics.pods, *values, service=service)
         worker.send(topics.pods, *values, service=service, commit=False)
-    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage)]
+    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage), "csv", "500"]
     chance = random.Random(3)
     for _ in range(5):
-        with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, held_sink.__file__, *arguments], stdout=subprocess.PIPE) as process:
             deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None
@@ -227,10 +206,10 @@ def test_history_behind_live_data_killed_again_and_again(
     assert run(settings).rows == len(live)
     for first in range(0, len(history), 1_000):
         worker.send(topics.pods, *(message(minute) for minute in history[first : first + 1_000]))
-    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage)]
+    arguments = [settings.cluster.bootstrap_servers, topics.prefix, str(settings.storage), "csv", "500"]
     chance = random.Random(5)
     for _ in range(3):
-        with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, held_sink.__file__, *arguments], stdout=subprocess.PIPE) as process:
             deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None

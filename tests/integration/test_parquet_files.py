@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import commands
+import held_sink
 import pandas as pd
 import pytest
 from commands import PATIENCE_S
@@ -26,28 +27,6 @@ from stream_app.records import Record
 
 NOON_MS = 1_795_435_200_000
 PARTITIONS = 3
-PROGRAM = """
-import sys, threading
-from pathlib import Path
-from ingestor.core.topics import Topics
-from ingestor.kafka import Cluster
-from stream_app.files import FilesSettings, run_files
-
-settings = FilesSettings(
-    Cluster(sys.argv[1]), Topics(sys.argv[2]), Path(sys.argv[3]), "parquet", commit_s=0.02, commit_rows=2000
-)
-
-
-def hold(progress):
-    print(progress.rows, flush=True)
-    commits.append(progress)
-    # However late its end comes, there is much left to be written.
-    threading.Event().wait(None if len(commits) == 2 else 0)
-
-
-commits = []
-run_files(settings, threading.Event(), hold)
-"""
 
 
 @pytest.fixture
@@ -104,9 +83,9 @@ def test_killed_again_and_again(kafka: LocalKafka, topics: Topics, tmp_path: Pat
         send(kafka, topics.pods, records, commit=False)
         send(kafka, topics.pods, [record(minute, service, "b", 1) for minute in range(300, 600)])
     chance = random.Random(5)
-    arguments = [kafka.bootstrap_servers, topics.prefix, str(tmp_path)]
+    arguments = [kafka.bootstrap_servers, topics.prefix, str(tmp_path), "parquet", "2000"]
     for _ in range(4):
-        with subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE) as process:
+        with subprocess.Popen([sys.executable, held_sink.__file__, *arguments], stdout=subprocess.PIPE) as process:
             deadline = threading.Timer(PATIENCE_S, process.kill)
             deadline.start()
             assert process.stdout is not None

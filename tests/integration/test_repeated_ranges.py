@@ -130,11 +130,10 @@ def kill_at_news(child: Child) -> None:
 
 
 SLOW = """
-import asyncio, os, sys
+import asyncio
 
-from commands import view_of
-from ingestor.kafka import Cluster
-from stream_app.app import Worker, WorkerSettings
+import worker_program
+from stream_app.app import Worker
 from stream_app.standing import Standing
 from stream_app.telemetry import Telemetry
 
@@ -145,13 +144,7 @@ class Slow(Worker):
         await super()._written(emissions, membership)
 
 
-async def work():
-    settings = WorkerSettings(Cluster(sys.argv[1]), view_of(sys.argv[2], "1m", "mean"), 0)
-    await Slow(settings, Telemetry(Standing())).run(lambda: None)
-    os._exit(0)
-
-
-asyncio.run(work())
+worker_program.main(lambda settings: Slow(settings, Telemetry(Standing())))
 """
 """A worker whose transactions take a while: what is fed meanwhile is far ahead of what is written."""
 
@@ -167,7 +160,7 @@ def test_again_is_caught_up_with_at_once(kafka: LocalKafka, prometheus: LocalPro
     run(ingestor("backfill", "--start", iso(times[0]), *until))
     # Of the first window only a part is read again.
     run(ingestor("backfill", "--start", iso(times[2]), *until, "--again"))
-    command = [sys.executable, "-c", SLOW, kafka.bootstrap_servers, "again-at-once"]
+    command = [sys.executable, "-c", SLOW, kafka.bootstrap_servers, "again-at-once", "0"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with Child(command, log_path=tmp_path / "worker.log", env=environment) as child:
         wait_until_windowed(kafka, view, child)

@@ -13,12 +13,11 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.consumer.group_coordinator import GroupCoordinator
-from commands import PATIENCE_S, view_of
+from commands import PATIENCE_S, view_of, wait_until
 from confluent_kafka import Consumer, Producer
 from faust.transport.consumer import ThreadDelegateConsumer
 from faust.transport.drivers import aiokafka as driver
 from mode.utils.queues import ThrowableQueue
-from test_worker_pages import wait_until
 
 from ingestor.core import wire
 from ingestor.core.chunk import Header

@@ -6,8 +6,7 @@ import asyncio
 import re
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -16,7 +15,17 @@ import history
 import pandas as pd
 import pytest
 import requests
-from commands import PATIENCE_S, end, run, stream_app, view_flags, view_of, wait_for_line, wait_until_windowed
+from commands import (
+    PATIENCE_S,
+    end,
+    run,
+    stream_app,
+    view_flags,
+    view_of,
+    wait_for_line,
+    wait_until,
+    wait_until_windowed,
+)
 from confluent_kafka import Consumer, Producer, TopicPartition
 from prometheus_client.parser import text_string_to_metric_families
 from test_scrape import scraping, wait_for
@@ -97,14 +106,6 @@ def scraped(session: requests.Session, url: str) -> dict[str, float]:
     families = text_string_to_metric_families(session.get(f"{url}/metrics", timeout=10).text)
     found = (sample for family in families for sample in family.samples)
     return {" ".join([sample.name, *sample.labels.values()]): sample.value for sample in found}
-
-
-def wait_until(wanted: Callable[[], bool], child: Child | None = None) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not wanted():
-        assert child is None or child.poll() is None, child.log_tail()
-        assert time.monotonic() < deadline, child.log_tail() if child else "it does not come"
-        time.sleep(0.05)
 
 
 def is_ready(session: requests.Session, url: str) -> bool:

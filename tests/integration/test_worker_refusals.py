@@ -12,10 +12,10 @@ import history
 import oracle
 import pandas as pd
 import requests
-from commands import end, run, stream_app, view_flags, view_of, wait_for_line, wait_until_windowed
+from commands import end, run, stream_app, view_flags, view_of, wait_for_line, wait_until, wait_until_windowed
 from confluent_kafka import Consumer, ConsumerGroupState, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
-from test_worker_pages import scraped, url_in, wait_until
+from test_worker_pages import scraped, url_in
 from valid_records import decode_record
 
 from ingestor.core.time_range import TimeRange
