@@ -90,8 +90,12 @@ def reason(error: KafkaException | KafkaError) -> str:
     return cause.str() if isinstance(cause, KafkaError) else str(cause)
 
 
-def when_settled(ask: Callable[[], _Answer]) -> _Answer:
+def when_settled(ask: Callable[[], _Answer], also: Collection[int] = ()) -> _Answer:
     """Ask until a group's coordinator and all partitions' leaders are ready, or have not been for 30 s.
+
+    Args:
+        ask: may be called again and again.
+        also: more codes of errors that pass.
 
     Raises:
         KafkaException: what came last.
@@ -101,7 +105,7 @@ def when_settled(ask: Callable[[], _Answer]) -> _Answer:
         try:
             return ask()
         except KafkaException as error:
-            if not _is_settling(error) or time.monotonic() > deadline:
+            if not (_is_settling(error) or error.args[0].code() in also) or time.monotonic() > deadline:
                 raise
         time.sleep(0.1)
 
@@ -324,19 +328,25 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
 
 
 def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
-    """Wait until every partition's leader answers: a new topic refuses clients for a moment.
+    """Wait until every partition's leader answers: a new topic is unknown, and then refuses clients, for a moment.
 
     Raises:
         PublishError: they do not within 30 s.
     """
-    counts = {name: count for name, count in partition_counts(admin).items() if name in names}
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    waiting = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
-    deadline = time.monotonic() + 30.0
-    why = ""
-    while waiting:
+    deadline = time.monotonic() + _SETTLED_S
+    why = "some are unknown"
+
+    def give_up_in_time() -> None:
         if time.monotonic() > deadline:
             raise PublishError(f"the topics {sorted(names)} cannot be used ({why}): look at the broker's log")
+
+    while not (counts := partition_counts(admin)).keys() >= set(names):
+        give_up_in_time()
+        time.sleep(0.05)
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    waiting = {TopicPartition(name, p): latest for name in names for p in range(counts[name])}
+    while waiting:
+        give_up_in_time()
         futures = admin.list_offsets(waiting, request_timeout=CONNECT_TIMEOUT_S)
         waiting = {}
         for partition, future in futures.items():

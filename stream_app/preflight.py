@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from confluent_kafka import KafkaException, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
 from ingestor.kafka import CONNECT_TIMEOUT_S, Cluster, commits, failure, when_settled
 from stream_app.pipeline import refuse_other_view
 from stream_app.view import View
+
+_PASSES = (
+    # What was made just now, or a moment ago by another worker, is not known to every broker yet.
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    # One has answered: it is slow, or another one has just gone.
+    KafkaError._TIMED_OUT,  # noqa: SLF001 - the library has no public name for it
+)
 
 
 def check_view(admin: AdminClient, cluster: Cluster, view: View, partitions: int) -> None:
@@ -19,11 +26,15 @@ def check_view(admin: AdminClient, cluster: Cluster, view: View, partitions: int
             before windows close, or the view's metrics had other methods.
         PublishError: Kafka does not answer.
     """
-    try:
+
+    def look() -> None:
         _refuse_missing_rights(admin, view)
         _refuse_second_writer(admin, view)
         _refuse_other_commits(cluster, view, partitions)
         _refuse_short_retention(admin, view)
+
+    try:
+        when_settled(look, also=_PASSES)
     except KafkaException as error:
         raise failure(error, "Kafka does not say what is there") from error
 
@@ -46,15 +57,11 @@ def _refuse_missing_rights(admin: AdminClient, view: View) -> None:
 
 def _rights_to_group(admin: AdminClient, group_id: str) -> list[AclOperation] | None:
     """Ask what may be done with a group."""
-
-    def ask() -> list[AclOperation] | None:
-        groups = admin.describe_consumer_groups(
-            [group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
-        )
-        operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
-        return operations
-
-    return when_settled(ask)
+    groups = admin.describe_consumer_groups(
+        [group_id], include_authorized_operations=True, request_timeout=CONNECT_TIMEOUT_S
+    )
+    operations: list[AclOperation] | None = groups[group_id].result().authorized_operations
+    return operations
 
 
 def _refuse_second_writer(admin: AdminClient, view: View) -> None:
@@ -75,7 +82,7 @@ def _refuse_second_writer(admin: AdminClient, view: View) -> None:
 def _refuse_other_commits(cluster: Cluster, view: View, partitions: int) -> None:
     """Methods of single metrics stand in no record: those that were written cannot be told from ours."""
     topic = view.topics.range_chunks
-    for committed in when_settled(lambda: commits(cluster, view.group_id, topic, partitions, waits_for_open=False)):
+    for committed in commits(cluster, view.group_id, topic, partitions, waits_for_open=False):
         if committed.metadata:
             refuse_other_view(view, committed.metadata)
 
