@@ -11,7 +11,11 @@ import pandas as pd
 
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import ConfigError
+from ingestor.core.time_range import iso
 from stream_app.consumer.history import Float64Array, Int64Array, Part
+
+_MOST_CELLS = 2**31
+"""16 GiB."""
 
 
 class Piece(NamedTuple):
@@ -81,15 +85,15 @@ def matrix(pieces: Sequence[Piece], metrics: Sequence[str] | None, chunk_size: s
     """Return the rows of all pods side by side, on one axis of time without holes.
 
     Raises:
-        ConfigError: the windows are a time zone's calendar's, whose rules are not installed.
+        ConfigError: the windows are a time zone's calendar's, whose rules are not installed; or the array is too large.
     """
     names = _names([piece.rows for piece in pieces], metrics)
     starts = [piece.rows.starts_ms for piece in pieces if piece.rows.size]
-    axis = (
-        _axis(min(int(own[0]) for own in starts), max(int(own[-1]) for own in starts), chunk_size) if starts else None
-    )
-    if axis is None:
-        axis = np.empty(0, np.int64)
+    axis = np.empty(0, np.int64)
+    if starts:
+        first_ms, last_ms = min(int(own[0]) for own in starts), max(int(own[-1]) for own in starts)
+        _refuse_huge(len(pieces), first_ms, last_ms, chunk_size, len(names))
+        axis = _axis(first_ms, last_ms, chunk_size)
     values = np.full((len(pieces), len(axis), len(names)), np.nan)
     for pod, (_, rows) in enumerate(pieces):
         values[pod, np.searchsorted(axis, rows.starts_ms)] = _columns(rows, names)
@@ -100,6 +104,16 @@ def times(starts_ms: Int64Array) -> pd.DatetimeIndex:
     """Return moments in UTC; in nanoseconds, which all libraries take."""
     moments = starts_ms.astype("datetime64[ms]").astype("datetime64[ns]")
     return pd.DatetimeIndex(moments, name="timestamp").tz_localize("UTC")
+
+
+def _refuse_huge(pods: int, first_ms: int, last_ms: int, chunk_size: str, metrics: int) -> None:
+    """See that an array is of a size that is meant: one window far from all others makes it huge."""
+    windows = (last_ms - first_ms) // ChunkSize.parse(chunk_size).longest_ms + 1
+    if pods * windows * max(metrics, 1) > _MOST_CELLS:
+        raise ConfigError(
+            f"{pods} pods, {windows:,} windows from {iso(first_ms)} to {iso(last_ms)} and {metrics} metrics are more "
+            f"than {_MOST_CELLS:,} cells: read less at once (start, until, metrics), or take long() or wide()"
+        )
 
 
 def _axis(first_ms: int, last_ms: int, chunk_size: str) -> Int64Array:

@@ -17,6 +17,7 @@ import orjson
 
 from stream_app.records import Records
 from stream_app.sinks.csv_style import CsvStyle
+from stream_app.sinks.paths import column_name, name_of_column
 
 Key = tuple[int, str]
 """Window start in ms and pod ("" in service records): what a row is known by within its file."""
@@ -32,9 +33,14 @@ Arrival = tuple[Key, Rank, bytes]
 
 _NEVER_MS = 2**63
 
+_TAKEN = frozenset({"timestamp", "pod"})
+
 
 class Table:
-    """The columns of one file: ``timestamp``, ``pod`` unless these are service records, metrics."""
+    """The columns of one file: ``timestamp``, ``pod`` unless these are service records, metrics.
+
+    A metric with the name of one of the first two is called ``metric.…``, as in Parquet files.
+    """
 
     __slots__ = ("_known", "_style", "metrics", "with_pod")
 
@@ -55,10 +61,11 @@ class Table:
         fixed = ["timestamp", "pod"] if with_pod else ["timestamp"]
         if names[: len(fixed)] != fixed:
             raise ValueError(f"its first columns are {names[: len(fixed)]}, not {fixed}")
-        return cls([style.read(name) for name in names[len(fixed) :]], style, with_pod=with_pod)
+        metrics = [name_of_column(style.read(name), _TAKEN, "metric") for name in names[len(fixed) :]]
+        return cls(metrics, style, with_pod=with_pod)
 
     def header(self) -> bytes:
-        metrics = map(self._style.written, self.metrics)
+        metrics = (self._style.written(column_name(metric, _TAKEN, "metric")) for metric in self.metrics)
         names = ("timestamp", "pod", *metrics) if self.with_pod else ("timestamp", *metrics)
         return ",".join(map(_quoted, names)).encode() + b"\n"
 

@@ -75,6 +75,12 @@ def column_name(name: str, taken: Container[str], kind: str) -> str:
     return f"{kind}.{name}" if name in taken or name.startswith(f"{kind}.") else name
 
 
+def name_of_column(column: str, taken: Container[str], kind: str) -> str:
+    """Return the name that `column_name` made *column* of."""
+    name = column.removeprefix(f"{kind}.")
+    return name if column_name(name, taken, kind) == column else column
+
+
 def _pieces(text: str) -> list[str]:
     """Cut into names of at most 200 bytes, never inside an escape."""
     pieces = [""]

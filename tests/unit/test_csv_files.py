@@ -90,6 +90,20 @@ def test_a_new_metric_is_a_column_at_the_end(tmp_path: Path) -> None:
     )
 
 
+def test_a_metric_called_as_a_column_is(tmp_path: Path) -> None:
+    """pandas would rename the second of two columns with one name."""
+    write(
+        tmp_path,
+        [record(0, "a", {"pod": 1.0, "timestamp": 2.0, "metric.pod": 3.0})],
+        [record(1, "a", {"pod": 4.0, "z": 5.0})],
+    )
+    assert (tmp_path / "prod/api.csv").read_text() == (
+        "timestamp,pod,metric.metric.pod,metric.pod,metric.timestamp,z\n"
+        "2026-11-23T12:00:00Z,a,3.0,1.0,2.0,\n"
+        "2026-11-23T12:01:00Z,a,,4.0,,5.0\n"
+    )
+
+
 def test_service_records_alone_and_beside_pods(tmp_path: Path) -> None:
     one, two = record(0, None, {"m": 1.0}), record(0, "a", {"m": 2.0})
     write(tmp_path / "alone", [one], group_by=("service",))
@@ -155,7 +169,10 @@ def test_cells_are_written_as_repr(values: list[float | None]) -> None:
     assert line.decode() == "2026-11-23T12:00:00Z,a," + ",".join(cells) + "\n"
 
 
-@given(st.lists(st.text(), max_size=5, unique=True), st.booleans())
+@given(
+    st.lists(st.text() | st.from_regex(r"(metric\.)*(pod|timestamp|m)", fullmatch=True), max_size=5, unique=True),
+    st.booleans(),
+)
 def test_any_header_can_be_read_back(metrics: list[str], with_pod: bool) -> None:  # noqa: FBT001
     table = Table(metrics, DEFAULT, with_pod=with_pod)
     read = Table.read(io.BytesIO(table.header() + b"rest\n"), DEFAULT, with_pod=with_pod)
