@@ -15,13 +15,11 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import chunks
-import click
-import files
-import oracle
+import history
 import pandas as pd
 import pytest
-import records
 import scraped
+import verdict
 from commands import (
     PATIENCE_S,
     backfill,
@@ -122,11 +120,7 @@ def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_pa
     write_files(kafka, view, storage)
     whole = TimeRange(-(-covered.start_ms // scraped.WINDOW_MS) * scraped.WINDOW_MS, last_ms)
     held = scraped.samples(scraping, whole)
-    scraped.assert_windows(found, held, whole)
-    cells = {key: row for key, row in files.read(storage, pods=True).items() if whole.start_ms <= key[2] < whole.end_ms}
-    compared = records.compare_cells(cells, oracle.windows(held, "2s", "mean", "pod"))
-    click.echo(f"  files: {compared}")
-    assert compared.is_right, compared
+    scraped.assert_windows(found, storage, held, whole)
 
 
 def test_history(
@@ -149,11 +143,7 @@ def test_history(
         assert_stepped(children["poller"])
         wait_until_windowed(kafka, view, children["worker"])
         end(children["files"])
-    write_files(kafka, view, storage)
-    compared = records.compare(records.read(kafka.cluster, view.topics.pods), samples, "1m", "mean", "pod")
-    click.echo(f"  {compared}")
-    assert compared.is_right, compared
-    files.assert_equal_to_oracle(files.read(storage, pods=True), samples, "1m", "mean", "pod")
+    verdict.assert_right(kafka, view, samples, storage, history.TIME)
 
 
 def assert_stepped(*children: Child) -> None:

@@ -6,8 +6,9 @@ import os
 import signal
 from pathlib import Path
 
+import history
 import pandas as pd
-import records
+import verdict
 from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker
 
 from ingestor.local.kafka import LocalKafka
@@ -34,7 +35,4 @@ def test_a_frozen_poller_is_fenced(
     assert "has taken over" in last_words
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_until_windowed(kafka, view, child)
-    found = records.read(kafka.cluster, view.topics.pods)
-    compared = records.compare(found, samples, "1m", "mean", "pod")
-    assert compared.is_right, compared
-    assert sum(record.samples for record in found) == len(samples)
+    verdict.assert_right(kafka, view, samples, tmp_path / "data", history.TIME)
