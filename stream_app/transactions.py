@@ -107,6 +107,8 @@ class Transactions:
         commits = {}
         try:
             for stored in when_settled(lambda: self._offsets.committed(places, _TIMEOUT_S)):
+                if stored.error is not None:
+                    raise KafkaException(stored.error)
                 first, _ = self._offsets.get_watermark_offsets(
                     TopicPartition(self._input_topic, stored.partition), _TIMEOUT_S
                 )
