@@ -424,7 +424,7 @@ MEMBER_SETTINGS: Mapping[str, Any] = {
     # Three times that, if not said; a broker may well be away for longer.
     "metadata.max.age.ms": 900_000,
 }
-"""What every member of a group of ours is given."""
+"""What librdkafka's members of groups are given; a worker is Faust's."""
 
 
 def consumer_to_end(cluster: Cluster, name: str) -> Consumer:
@@ -611,12 +611,21 @@ def commits(
     level = "read_committed" if waits_for_open else "read_uncommitted"
     consumer = Consumer({**client_config(cluster), "group.id": group_id, "isolation.level": level})
     try:
-        stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
+        return stored_commits(consumer, [TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
     finally:
         consumer.close()
-    for committed in stored:
-        if committed.error is not None:
-            raise KafkaException(committed.error)
+
+
+def stored_commits(consumer: Consumer, places: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+    """Return what the consumer's group has committed there; a negative offset where that is nothing.
+
+    Raises:
+        KafkaException: no answer came in time, or it is refused, for all or for one of them.
+    """
+    stored = consumer.committed(places, timeout_s)
+    for at in stored:
+        if at.error is not None:
+            raise KafkaException(at.error)
     return stored
 
 
