@@ -33,30 +33,46 @@ class _Question(NamedTuple):
 
 
 class Moving(KafkaProxy):
-    """Answers each connection's first question for a group's commits as a broker that coordinates it no more."""
+    """Answers as a broker that is a group's coordinator no more: each client's first question for the group's commits,
+    and its first one behind a member's join.
+    """
 
     def __init__(self, target_port: int, port: int) -> None:
         super().__init__(target_port, port)
         self._questions: WeakKeyDictionary[Connection, _Question] = WeakKeyDictionary()
-        self.has_moved_for: list[str] = []
-        """Clients' ids."""
+        self._has_member = False
+        self.moved: set[tuple[str, bool]] = set()
+        """For which clients, by their ids, and whether they had joined."""
+
+    def begin(self) -> None:
+        """Move anew."""
+        self._has_member = False
+        self.moved = set()
 
     async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
         async for frame in super().pieces(connection, data, asks=asks):
             if asks:
-                api, version, correlation, length = struct.unpack_from(">hhih", frame, 4)
-                if api == Api.OFFSET_FETCH and connection not in self._questions:
-                    self._questions[connection] = _Question(version, correlation)
-                    self.has_moved_for.append(frame[14 : 14 + length].decode())
+                self._hear(connection, frame)
                 yield frame
             else:
                 yield self._answer(connection, frame)
 
+    def _hear(self, connection: Connection, frame: bytes) -> None:
+        api, version, correlation, length = struct.unpack_from(">hhih", frame, 4)
+        client = frame[14 : 14 + length].decode()
+        if api == Api.SYNC_GROUP:
+            self._has_member = True
+        if api == Api.OFFSET_FETCH and (client, self._has_member) not in self.moved:
+            self.moved.add((client, self._has_member))
+            self._questions[connection] = _Question(version, correlation)
+
     def _answer(self, connection: Connection, frame: bytes) -> bytes:
         (correlation,) = struct.unpack_from(">i", frame, 4)
         question = self._questions.get(connection)
+        # Each connection counts its questions by itself.
         if question is None or question.correlation != correlation:
             return frame
+        del self._questions[connection]
         changed = bytearray(frame)
         at = len(frame) - 2 - _BEHIND_THE_ERROR.get(question.version, 0)
         assert changed[at : at + 2] == b"\0\0"
@@ -65,8 +81,8 @@ class Moving(KafkaProxy):
 
 
 def test_a_worker_asks_the_next_one(prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path) -> None:
-    """What its group has committed is asked for again by each of its clients, in its first life and in one that goes on
-    from a commit: every window is there once.
+    """What its group has committed is asked for again by each of its clients, before it joins and behind that, in its
+    first life and in one that goes on from a commit: every window is there once.
     """
     view = view_of("moving", "1m", "mean")
     with ProxiedKafka(tmp_path / "kafka") as broker, Moving(broker.proxied_port, broker.proxy_port) as net:
@@ -74,10 +90,10 @@ def test_a_worker_asks_the_next_one(prometheus: LocalPrometheus, samples: pd.Dat
         for bounds in (["--end", iso(MIDDLE_MS)], ["--start", iso(MIDDLE_MS)]):
             # Of options that are there twice the last one counts.
             run(backfill(prometheus, broker, view.topics.prefix, *bounds))
-            before = len(net.has_moved_for)
+            net.begin()
             with child:
                 wait_until_windowed(broker, view, child)
                 end(child)
-            click.echo(f"  a life's clients: {net.has_moved_for[before:]}")
-            assert len(net.has_moved_for) > before
+            click.echo(f"  the coordinator has moved for {sorted(net.moved)}")
+            assert {has_joined for _, has_joined in net.moved} == {False, True}
         verdict.assert_right(broker, view, samples, tmp_path / "data", history.TIME)
