@@ -45,8 +45,9 @@ def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
 def test_frozen_pollers_and_workers(
     broker: ProxiedKafka, net: KafkaProxy, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
 ) -> None:
-    """In a commit, behind one and at rest, until Kafka has ended transactions and sessions: each goes on, or ends with
-    1 and says why; started again, it leaves every window there once.
+    """In a commit, behind one and at rest, until Kafka has ended transactions and sessions: a worker ends whose commit
+    Kafka has given up, and each other goes on, or ends with 1 and says why; started again, it leaves every window there
+    once.
     """
     views = {who: view_of(f"frozen-{who}", "1m", "mean") for who in ("open", "done", "writing", "resting")}
 
@@ -90,6 +91,7 @@ def test_frozen_pollers_and_workers(
             # The second job of `resting` begins where windows do.
             verdict.assert_right(broker, view, samples, tmp_path / who, history.TIME)
             assert_told(frozen[who])
+        assert frozen["writing"].ends[1] > 0
 
 
 def end(poller: Supervised) -> None:
