@@ -66,8 +66,9 @@ def tell(seed: int, outcomes: list[storm.Outcome], lasted_s: float) -> None:
             "runs",
             f"{len(outcomes)} in {lasted_s / 60:.0f} minutes, seeds {seed} to {seed + len(outcomes) - 1}, {today}",
         ),
-        ("windows", f"{checked[KAFKA]:,}"),
-        ("looked for", ", ".join(f"{count:,} in {where}" for where, count in checked.items())),
+        ("windows of pods and services", " and ".join(f"{checked[where]:,} in {where}" for where in (KAFKA, FILES))),
+        ("of these, what the model got", f"{checked[storm.MODEL.where]:,}"),
+        ("samples in raw files", f"{checked[storm.RAW.where]:,}"),
         *((name, f"{count:,}") for name, count in counts.items()),
     ]
     click.echo("\n| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {text} |" for name, text in rows) + "\n")
