@@ -46,6 +46,7 @@ from ingestor.relabel import Rules
 from ingestor.selector import Labels, Selector
 from ingestor.sources.base import Source
 from ingestor.sources.retrying import RetryingSource, log_retry
+from ingestor.sources.steady import SteadyClock
 from ingestor.splitting import Splits
 from ingestor.standby import Standby
 from ingestor.telemetry import Telemetry
@@ -206,6 +207,7 @@ class Poller:
         on_progress: called after every published range.
         stop: set it to end soon; what was published stays, what is being read is read again next time.
         telemetry: is told what happens.
+        backend_clock: what the backend's clock has said before.
     """
 
     settings: PollerSettings
@@ -213,6 +215,7 @@ class Poller:
     on_progress: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     telemetry: Telemetry = field(default_factory=lambda: Telemetry(""))
+    backend_clock: SteadyClock = field(default_factory=SteadyClock)
     _last: list[Position] = field(default_factory=list, init=False)
     _trouble: IngestorError | None = field(default=None, init=False)
     _tell: Callable[[], None] | None = field(default=None, init=False)
@@ -234,7 +237,9 @@ class Poller:
         """
         is_live = self.settings.end is None
         patience_s = None if is_live else _BACKFILL_PATIENCE_S
-        self.source = RetryingSource(self.source, self.stop, patience_s, self._on_source_error, self.telemetry)
+        self.source = RetryingSource(
+            self.source, self.stop, patience_s, self._on_source_error, self.telemetry, self.backend_clock
+        )
         self._thread = threading.get_ident()
         # While we connect: that is mostly waiting.
         pool = ThreadPoolExecutor(1, "rehearsal")
@@ -649,10 +654,14 @@ class Poller:
             return self.settings.target_samples
 
     def _until_due_s(self, lane: Lane) -> float:
-        """Return how long to wait; the backend's clock decides, ours only carries it on."""
+        """Return how long to wait; the backend's clock decides, ours only carries it on.
+
+        No longer than from poll to poll: a clock that was set back may be set right again.
+        """
         now_ms, asked_at_s = self._clock or self._ask_clock()
         settled_ms = now_ms + (time.monotonic() - asked_at_s) * 1000 - self.settings.settle_ms
-        return max(lane.position.position_ms + lane.least_due_ms - settled_ms, 100) / 1000
+        left_ms = lane.position.position_ms + lane.least_due_ms - settled_ms
+        return max(min(left_ms, self.settings.poll_interval_ms), 100) / 1000
 
     def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:
         job_range = None if position.end_ms is None else TimeRange(position.start_ms, position.end_ms)
