@@ -595,6 +595,9 @@ class Poller:
         if lane.position.end_ms is not None:
             # While this one is published; a live job would ask the backend for its clock once more.
             lane.fill()
+        if packed.left_out:
+            # For `status`; the log has all of them.
+            self._trouble = PublishError(str(packed.left_out[0]))
         placed = work.placements.unwritten()
         position = replace(lane.position, samples_per_s=self._rate(packed.samples))
         committing = time.monotonic()

@@ -101,7 +101,7 @@ def test_status_as_a_table():
         "JOB                  POSITION                LAG  SAMPLES    RATE    UPDATED",
         "live                 2026-11-23T11:59:29Z    31s    12.3M  4.1k/s     0s ago",
         "  last error, 5m ago: http://prometheus:9090: cannot connect (connection refused)",
-        "  incomplete, the backend refuses samples of: bad_metric",
+        "  incomplete, samples are missing of: bad_metric",
         "backfill-0a1b2c3d4e  2026-11-13T12:00:00Z  ended      999          2h00m ago",
     ]
     assert all(len(line) <= 80 for line in lines if not line.startswith("  last"))
