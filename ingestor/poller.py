@@ -37,9 +37,9 @@ from ingestor.lane import Bounds, Lane
 from ingestor.owners import Owners
 from ingestor.packing import PackedRange
 from ingestor.placements import Placements
-from ingestor.positions import LIVE_JOB, Position, job_name, known_positions, read_positions
+from ingestor.positions import LIVE_JOB, Position, Written, job_name, known_positions, read_positions
 from ingestor.presets import PRESETS
-from ingestor.publisher import Publisher
+from ingestor.publisher import Publisher, replaced
 from ingestor.reader import RangeReader, Selection, metric_names, whole_names
 from ingestor.rehearsal import rehearse
 from ingestor.relabel import Rules
@@ -217,6 +217,7 @@ class Poller:
     telemetry: Telemetry = field(default_factory=lambda: Telemetry(""))
     backend_clock: SteadyClock = field(default_factory=SteadyClock)
     _last: list[Position] = field(default_factory=list, init=False)
+    _written: Written = field(default_factory=Written, init=False)
     _trouble: IngestorError | None = field(default=None, init=False)
     _tell: Callable[[], None] | None = field(default=None, init=False)
     _thread: int = field(default=0, init=False)
@@ -330,7 +331,11 @@ class Poller:
                 # What has been loaded stays: the garbage collector need not look at it again and again. Once:
                 # an attempt that has failed leaves cycles behind, which would stay too.
                 gc.freeze()
-            publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
+            if not waits:
+                self._raise_if_replaced()
+            publisher = stack.enter_context(
+                Publisher(settings.cluster, settings.topics, settings.command, self._written)
+            )
             self.telemetry.activated()
             self._last = self._begun(partitions, bounds)
             unfinished = [position for position in self._last if not position.ended]
@@ -343,6 +348,20 @@ class Poller:
                 if not self.stop.is_set():
                     self._publish_job(work, position)
             return self._last
+
+    def _raise_if_replaced(self) -> None:
+        """See that no other poller has gone on with a job since this one had it.
+
+        Who was frozen or cut off in a commit hears of a time-out, not of its successor, and would fence it.
+
+        Raises:
+            Fenced: one has.
+        """
+        settings = self.settings
+        if self._last and any(
+            map(self._written.is_anothers, read_positions(settings.cluster, settings.topics).values())
+        ):
+            raise replaced(settings.command)
 
     def _reader(self, placements: Placements, partitions: int) -> RangeReader:
         settings = self.settings
@@ -389,7 +408,7 @@ class Poller:
         """
         settings = self.settings
         # One transactional id for all commands: of two that look at the same time, one is fenced.
-        with Publisher(settings.cluster, settings.topics, _CLAIMS) as claims:
+        with Publisher(settings.cluster, settings.topics, _CLAIMS, self._written) as claims:
             stored = read_positions(settings.cluster, settings.topics).values()
             new = self._new_jobs(self._stretches(start_ms, end_ms, stored), partitions)
             claims.store(new)
@@ -534,6 +553,7 @@ class Poller:
 
     def _lane(self, work: _Work, position: Position, until_ms: Callable[[], int], length_ms: int) -> Lane:
         settings = self.settings
+        self._written.may_stand(position)
         interval_ms = settings.poll_interval_ms if position.end_ms is None else 0
         bounds = Bounds(settings.target_samples, settings.max_in_flight_samples, interval_ms)
         return Lane(position, work.reader, bounds, until_ms, length_ms)
