@@ -14,6 +14,7 @@ from ingestor.core import wire
 from ingestor.core.chunk import Float64Array, Int64Array, Refused, SeriesColumns
 from ingestor.core.declared import declared_bytes
 from ingestor.core.time_range import TimeRange
+from ingestor.core.topics import NO_NAMESPACE
 
 _MAX_VALUE_BYTES = 900_000
 """Kafka's default limits are 1,048,588 B a message on the broker and 1,000,000 B in clients."""
@@ -41,7 +42,7 @@ class LeftOut(NamedTuple):
 
     def __str__(self) -> str:
         metric, namespace, pod = (name[:_SHOWN_CHARS] for name in (self.metric, self.namespace, self.pod))
-        of = f" of the pod {namespace}/{pod}" if pod else ""
+        of = f" of the pod {namespace or NO_NAMESPACE}/{pod}" if pod else ""
         return (
             f"a series of {metric}{of} is left out: with its labels a sample needs {self.needed_bytes:,} bytes, more "
             "than a Kafka message may have; shorten them with --relabel"

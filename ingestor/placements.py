@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 _TIMEOUT_S = 10.0
 
 _MAX_BYTES = 900_000
-"""Of a pod's and its service's names; what is longer fits into no message, nor do the pod's samples."""
+"""Of a pod's and its service's names together; longer ones are not kept, for a message has no room for them."""
 
 _SHOWN = 200
 """Bytes of what cannot be read."""

@@ -183,19 +183,22 @@ class RangeReader:
             if earlier is not None:
                 before.series = only_lasts(before.series, catalogue)
                 packed = replace(packed, lookback=self._packed(earlier, before, catalogue))
-        refused += packed.incomplete
-        if packed.lookback is not None:
-            refused += _told_of_first_ms(packed.lookback.incomplete, time_range)
+        refused += self._left_out(packed)
         return replace(packed, incomplete=tuple(_joined(refused)))
 
     def _packed(self, time_range: TimeRange, fetched: _Fetched, catalogue: Catalogue) -> PackedRange:
         source = "+".join(sorted(fetched.ways)) or self._source.name
-        packed = pack(time_range, source, fetched.series, catalogue, self._partitions)
-        for one in packed.left_out:
+        return pack(time_range, source, fetched.series, catalogue, self._partitions)
+
+    def _left_out(self, packed: PackedRange) -> list[Refused]:
+        """Tell what fits into no message, and return what to say of it."""
+        before = packed.lookback
+        for one in (*packed.left_out, *(before.left_out if before else ())):
             log.error("a series fits into no message; its samples are missing", extra={"error": str(one)})
-        for refused in packed.incomplete:
-            self._telemetry.incomplete(refused.metric)
-        return packed
+        refused = [*packed.incomplete, *_told_of_first_ms(before.incomplete if before else (), packed.time_range)]
+        for metric in {one.metric for one in refused}:
+            self._telemetry.incomplete(metric)
+        return refused
 
     def _current_catalogue(self) -> Catalogue:
         # A server that has just started knows no types before its first scrapes.
