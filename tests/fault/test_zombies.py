@@ -61,16 +61,17 @@ def test_a_poller_that_was_frozen_in_its_commit(
             wait_until(stop.reached.is_set, frozen)
             os.kill(frozen.pid, signal.SIGSTOP)
             # Slow: it has more to do than the first one stands still for.
-            with Child([*direct, "--max-samples-per-second", "100"], log_path=tmp_path / "next.log") as successor:
+            with Child([*direct, "--max-samples-per-second", "50"], log_path=tmp_path / "next.log") as successor:
                 wait_for_line(successor, "range published")
                 os.kill(frozen.pid, signal.SIGCONT)
-                wait_for_line(frozen, "nothing was committed")
-                stop.go_on()
                 assert frozen.wait(PATIENCE_S) == 1
+                stop.go_on()
                 log = successor.log_path.read_text()
                 wait_for_line(successor, "range published", log.count("range published") + 1)
         run(direct)
-        (last_words,) = [line for line in frozen.log_path.read_text().splitlines() if line.startswith("error:")]
+        told = frozen.log_path.read_text()
+        assert "nothing was committed" in told
+        (last_words,) = [line for line in told.splitlines() if line.startswith("error:")]
         assert "has taken over" in last_words
         published = chunks.published(broker.cluster, prefix)
     assert not published.duplicated(["namespace", "pod", "metric", "series", "timestamp"]).any()
