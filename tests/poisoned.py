@@ -28,6 +28,7 @@ from ingestor.core.chunk import Header, Refused
 from ingestor.core.durations import ChunkSize, parse_duration_ms, parse_time
 from ingestor.core.errors import IngestorError
 from ingestor.core.time_range import TimeRange
+from ingestor.placements import decode
 from ingestor.positions import Position
 from ingestor.sources.remote_read import external_labels
 from stream_app.consumer import commits
@@ -166,6 +167,14 @@ def consumer_commit_of(body: bytes) -> object:
     return commits.decode(commits.Commit(1, body.decode("latin-1")))
 
 
+def placement_of(body: bytes) -> object:
+    key, _, value = body.partition(b"=")
+    pod, service = decode(key, value)
+    assert pod.name
+    assert service
+    return pod
+
+
 def columns_of(body: bytes) -> object:
     """Read a record between two others, which must come out as they are."""
     records, malformed = decode_records([RECORD, body, RECORD], [0, 1, 2])
@@ -195,6 +204,7 @@ DECODERS = {
     "records": Decoder([RECORD], decode_record, OURS, JSON),
     "record-columns": Decoder([RECORD], columns_of, OURS, JSON),
     "positions": Decoder([POSITION], Position.from_json, OURS, JSON),
+    "placements": Decoder([b"shop/cart-7d9f8b6c5-x2x4z=cart"], placement_of, OURS, MESSAGE_PARTS),
     "commits": Decoder([COMMIT], commit_of, OURS, [*JSON, b"AAAA", b"eJy"]),
     "consumer-commits": Decoder([CONSUMER], consumer_commit_of, (), JSON),
     "external-labels": Decoder([SERVER], labels_of, OURS, YAML),
