@@ -12,10 +12,8 @@ from stream_app.records import decode_record
 REASONS = ("headers", "value", "size")
 """What cannot be read, or is too much."""
 
-MAX_LETTER_BYTES = 2_000_000
-"""What a dead letter may have: a broker takes 1,048,588 B by default, and what says why comes on top."""
-
 _MOST_VALUE_BYTES = 1_900_000
+"""What says why comes on top, and the topic takes 2,097,152."""
 _MOST_ERROR_CHARACTERS = 1_000
 
 SMALLER_RECORDS = (
