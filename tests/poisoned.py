@@ -237,6 +237,22 @@ def spoiled(body: bytes, tokens: list[bytes], rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+def spoiled_chunks(count: int, start_ms: int, rng: random.Random) -> list[tuple[list[tuple[str, bytes]], bytes]]:
+    """Return headers and values of so many messages of a job of their own, most of which cannot be read."""
+    whole = wire.headers("chunk", Header("spoiled", TimeRange(start_ms, start_ms + 60_000), 0, "query"))
+    messages = []
+    for number in range(count):
+        value = spoiled(chunk(), [b"\xff" * 8, ZSTD], rng)
+        headers = [
+            (name, spoiled(content, [b"9" * 30], rng) if name != "job" and rng.random() < 0.1 else content)
+            for name, content in whole
+        ]
+        headers = [(n, b"%d" % number if n == "sequence" and rng.random() < 0.5 else c) for n, c in headers]
+        # What a newer podstream has written stops a worker, and is no poison.
+        messages.append(([(n, c) for n, c in headers if n != "schema"] + [whole[0]], value))
+    return messages
+
+
 def lying(body: bytes, size: int) -> list[bytes]:
     """Return *body* so often as it has compressed buffers, each time with another uncompressed length."""
     lies, at = [], body.find(ZSTD)
