@@ -538,19 +538,18 @@ def _encoded(checkpoint: _Checkpoint) -> bytes:
 
 
 def _decoded(fields: dict[str, Any]) -> _Checkpoint:
-    if fields["version"] not in (1, FORMAT_VERSION):
-        raise ConfigError(f"the storage was written by another version of podstream ({fields['version']}): update it")
-    files = fields["files"].items()
-    if fields["version"] == 1:
-        # There a file's state is an object, and nothing goes.
-        files = ((name, [state[part] for part in FileState._fields]) for name, state in files)
+    if fields["version"] != FORMAT_VERSION:
+        raise ConfigError(
+            f"the storage was written by another version of podstream (its checkpoint has version {fields['version']}, "
+            f"not {FORMAT_VERSION}): update podstream, or choose another --storage"
+        )
     return _Checkpoint(
         identity=Identity(**fields["identity"]),
         generation=fields["generation"],
         view=_decoded_view(fields["view"]),
         offsets=_decoded_offsets(fields["offsets"]),
-        files={name: FileState(*state) for name, state in files},
-        removed=fields.get("removed", []),
+        files={name: FileState(*state) for name, state in fields["files"].items()},
+        removed=fields["removed"],
         staged=fields["staged"],
     )
 

@@ -271,13 +271,14 @@ def test_a_storage_that_cannot_be_is_refused(tmp_path: Path) -> None:
 def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
     finish(open_csv, tmp_path, MIXED[:2], 2)
     path = tmp_path / ".stream-app/checkpoint.json"
-    for content in (b"", b"{", b"[]", b'{"version":1}'):
+    for content in (b"", b"{", b"[]", b'{"version":2}'):
         path.write_bytes(content)
         with pytest.raises(SinkError, match="cannot be read"):
             open_csv(tmp_path)
-    path.write_bytes(b'{"version":99}')
-    with pytest.raises(ConfigError, match="another version"):
-        open_csv(tmp_path)
+    for version in (1, 99):
+        path.write_bytes(b'{"version":%d}' % version)
+        with pytest.raises(ConfigError, match=f"another version of podstream .* version {version}, not 2"):
+            open_csv(tmp_path)
 
 
 def test_a_full_disk_leaves_the_last_commit(tmp_path: Path) -> None:
