@@ -323,30 +323,39 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
                 raise failure(error, f"topic {name} cannot be made") from error
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
-    wait_for_leaders(admin, {*topics.partitioned, *topics.compacted})
+    names = {*topics.partitioned, *topics.compacted}
+    _wait_until_known(admin, names)
+    wait_for_leaders(admin, names)
     return wanted
 
 
+def _wait_until_known(admin: AdminClient, names: Collection[str]) -> None:
+    """Wait until topics that were made are in the brokers' own lists: the controller answers before that.
+
+    Raises:
+        PublishError: they are not within 30 s.
+    """
+    deadline = time.monotonic() + _SETTLED_S
+    while unknown := set(names) - partition_counts(admin).keys():
+        if time.monotonic() > deadline:
+            raise PublishError(f"the topics {sorted(unknown)} were made and do not appear: look at the brokers' logs")
+        time.sleep(0.05)
+
+
 def wait_for_leaders(admin: AdminClient, names: Collection[str]) -> None:
-    """Wait until every partition's leader answers: a new topic is unknown, and then refuses clients, for a moment.
+    """Wait until the leader of every partition of those topics that are there answers: a new one refuses for a moment.
 
     Raises:
         PublishError: they do not within 30 s.
     """
+    counts = {name: count for name, count in partition_counts(admin).items() if name in names}
+    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    waiting = {TopicPartition(name, p): latest for name, count in counts.items() for p in range(count)}
     deadline = time.monotonic() + _SETTLED_S
-    why = "some are unknown"
-
-    def give_up_in_time() -> None:
+    why = ""
+    while waiting:
         if time.monotonic() > deadline:
             raise PublishError(f"the topics {sorted(names)} cannot be used ({why}): look at the broker's log")
-
-    while not (counts := partition_counts(admin)).keys() >= set(names):
-        give_up_in_time()
-        time.sleep(0.05)
-    latest = OffsetSpec.latest()  # type: ignore[no-untyped-call]
-    waiting = {TopicPartition(name, p): latest for name in names for p in range(counts[name])}
-    while waiting:
-        give_up_in_time()
         futures = admin.list_offsets(waiting, request_timeout=CONNECT_TIMEOUT_S)
         waiting = {}
         for partition, future in futures.items():
@@ -415,7 +424,7 @@ MEMBER_SETTINGS: Mapping[str, Any] = {
     # Three times that, if not said; a broker may well be away for longer.
     "metadata.max.age.ms": 900_000,
 }
-"""What every member of a group of ours is given."""
+"""What librdkafka's members of groups are given; a worker is Faust's."""
 
 
 def consumer_to_end(cluster: Cluster, name: str) -> Consumer:
@@ -602,12 +611,21 @@ def commits(
     level = "read_committed" if waits_for_open else "read_uncommitted"
     consumer = Consumer({**client_config(cluster), "group.id": group_id, "isolation.level": level})
     try:
-        stored = consumer.committed([TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
+        return stored_commits(consumer, [TopicPartition(topic, p) for p in range(partitions)], CONNECT_TIMEOUT_S)
     finally:
         consumer.close()
-    for committed in stored:
-        if committed.error is not None:
-            raise KafkaException(committed.error)
+
+
+def stored_commits(consumer: Consumer, places: list[TopicPartition], timeout_s: float) -> list[TopicPartition]:
+    """Return what the consumer's group has committed there; a negative offset where that is nothing.
+
+    Raises:
+        KafkaException: no answer came in time, or it is refused, for all or for one of them.
+    """
+    stored = consumer.committed(places, timeout_s)
+    for at in stored:
+        if at.error is not None:
+            raise KafkaException(at.error)
     return stored
 
 

@@ -16,6 +16,8 @@ from ingestor.positions import Position
 from ingestor.reader import RANGES_AT_ONCE, RangeReader
 from ingestor.schedule import SHORTEST_MS
 
+_LOOK_EVERY_S = 0.5
+
 log = logging.getLogger(__name__)
 
 
@@ -99,7 +101,8 @@ class Lane:
             log.info("range holds too much; reading shorter ones", extra={"error": str(error), "ms": self.length_ms})
             futures = self.abandon()
             # Until they have ended, what they hold is in memory.
-            wait(futures)
+            while wait(futures, _LOOK_EVERY_S).not_done and not self.reader.is_stopped:
+                pass
             return None
         self._reading.popleft()
         self._taken_to_ms = time_range.end_ms

@@ -15,7 +15,7 @@ from typing import Protocol, Self
 
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core.chunk import LOOKBACK_MS, Refused
-from ingestor.core.errors import QueryRejected, SourceUnavailable, TooManySamples, TooManySeries
+from ingestor.core.errors import IngestorError, QueryRejected, SourceUnavailable, TooManySamples, TooManySeries
 from ingestor.core.time_range import TimeRange
 from ingestor.packing import FetchedSeries, PackedRange, only_lasts, pack
 from ingestor.presets import Reading
@@ -56,7 +56,7 @@ _TOGETHER_SAMPLES = 50_000
 17 MB of JSON."""
 
 _ALONE_FOR = 10
-"""Where a question for several metrics was refused, each has its own in so many ranges."""
+"""Where a question for several metrics failed, each has its own in so many ranges."""
 
 
 class Placing(Protocol):
@@ -137,6 +137,11 @@ class RangeReader:
         for pool in (self._ranges, self._requests):
             pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether what is being read comes to nothing."""
+        return self._stop.is_set() or self._closed.is_set()
+
     def start(self, time_range: TimeRange, *, lookback: bool = False) -> Future[PackedRange]:
         """Begin to read a range; with *lookback* as the first one of its job."""
         return self._ranges.submit(self.read, time_range, lookback=lookback)
@@ -161,7 +166,7 @@ class RangeReader:
         questions = metric_names(self._selection, self._source, seen)
         answers = deque(
             self._requests.submit(self._read_together, *asked, time_range, earlier)
-            for asked in self._portions(questions, time_range)
+            for asked in self._portions(questions, seen)
         )
         try:
             while answers:
@@ -209,7 +214,7 @@ class RangeReader:
         alike: dict[tuple[Selector, ...], list[str]] = {}
         for name, selectors in questions.items():
             # Each once, whatever the others say: it is counted.
-            alone = [metric.goes_alone() for metric in self._known(name, selectors)]
+            alone = [metric.goes_alone(time_range.length_ms) for metric in self._known(name, selectors)]
             if any(alone) or name in self._selection.computed:
                 yield [name], selectors
             else:
@@ -237,10 +242,9 @@ class RangeReader:
         if len(names) > 1:
             try:
                 return self._ask_together(names, selectors, time_range, earlier)
-            except (SourceUnavailable, TooManySamples, QueryRejected) as error:
-                if not isinstance(error, SourceUnavailable):
-                    for metric in (metric for name in names for metric in self._known(name, selectors)):
-                        metric.alone_for = _ALONE_FOR
+            except IngestorError as error:
+                for metric in (metric for name in names for metric in self._known(name, selectors)):
+                    metric.alone_for = _ALONE_FOR
                 log.info("asking for metrics one by one", extra={"metrics": len(names), "error": str(error)})
         whole, before = _Answer(), _Answer()
         for name in names:
@@ -331,7 +335,7 @@ class RangeReader:
         return None
 
     def _raise_if_stopped(self) -> None:
-        if self._stop.is_set() or self._closed.is_set():
+        if self.is_stopped:
             raise SourceUnavailable("stopped while reading")
 
     def _halves(
@@ -500,10 +504,10 @@ class _Metric:
             if self._went_well >= self._longer_after:
                 self.longest_ms, self._went_well = 2 * self.longest_ms, 0
 
-    def goes_alone(self) -> bool:
-        """Tell once a range whether there is a reason not to ask for other metrics with it."""
+    def goes_alone(self, length_ms: int) -> bool:
+        """Tell once a range, of that length, whether there is a reason not to ask for other metrics with it."""
         self.alone_for = max(self.alone_for - 1, 0)
-        is_limited = self.longest_ms < _ANY_LENGTH_MS or self._lost_ranges > 0
+        is_limited = self.longest_ms < length_ms or self._lost_ranges > 0
         return is_limited or self.has_histograms or self.alone_for > 0
 
     def note(self, answer: _Answer, time_range: TimeRange) -> None:

@@ -10,7 +10,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, failure, when_settled
+from ingestor.kafka import Cluster, client_config, failure, stored_commits, when_settled
 from stream_app.dead_letters import MAX_LETTER_BYTES
 from stream_app.pipeline import Emission
 
@@ -106,7 +106,7 @@ class Transactions:
         places = [TopicPartition(self._input_topic, partition) for partition in partitions]
         commits = {}
         try:
-            for stored in when_settled(lambda: self._offsets.committed(places, _TIMEOUT_S)):
+            for stored in when_settled(lambda: stored_commits(self._offsets, places, _TIMEOUT_S)):
                 first, _ = self._offsets.get_watermark_offsets(
                     TopicPartition(self._input_topic, stored.partition), _TIMEOUT_S
                 )

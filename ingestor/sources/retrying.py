@@ -44,7 +44,7 @@ class RetryingSource:
         on_error: Callable[[IngestorError], None] = lambda _: None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._source = source
+        self._source, self._stop = source, stop
         self._telemetry = telemetry or Telemetry("")
         self._on_error = on_error
         self._retrying = tenacity.Retrying(
@@ -86,8 +86,12 @@ class RetryingSource:
         self, selector: Selector, metrics: Sequence[str], time_range: TimeRange, most_samples: int
     ) -> SeriesBlock:
         """Ask once: whatever fails, the metrics are asked for one by one, and those that fail then again."""
-        with self._telemetry.request("samples"):
-            return self._source.fetch_together(selector, metrics, time_range, most_samples)
+        try:
+            with self._telemetry.request("samples"):
+                return self._source.fetch_together(selector, metrics, time_range, most_samples)
+        except SourceUnavailable as error:
+            self._stop.wait(_asked_s(error))
+            raise
 
     def _before_asking_again(self, state: tenacity.RetryCallState) -> None:
         log_retry(state)
@@ -114,5 +118,10 @@ def log_retry(state: tenacity.RetryCallState) -> None:
 def _wait_s(state: tenacity.RetryCallState) -> float:
     """Return the exponential wait, or as long as the backend asked for, within reason."""
     error = state.outcome.exception() if state.outcome else None
+    return max(_backoff_s(state), _asked_s(error))
+
+
+def _asked_s(error: BaseException | None) -> float:
+    """Return how long a backend that is not available wants not to be asked."""
     asked_s = error.retry_after_s if isinstance(error, SourceUnavailable) else None
-    return max(_backoff_s(state), min(asked_s or 0.0, _MOST_ASKED_S))
+    return min(asked_s or 0.0, _MOST_ASKED_S)

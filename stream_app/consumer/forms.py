@@ -92,8 +92,9 @@ def matrix(pieces: Sequence[Piece], metrics: Sequence[str] | None, chunk_size: s
     axis = np.empty(0, np.int64)
     if starts:
         first_ms, last_ms = min(int(own[0]) for own in starts), max(int(own[-1]) for own in starts)
-        _refuse_huge(len(pieces), first_ms, last_ms, chunk_size, len(names))
-        axis = _axis(first_ms, last_ms, chunk_size)
+        windows = _chunk_size(chunk_size)
+        _refuse_huge(len(pieces), first_ms, last_ms, windows, len(names))
+        axis = windows.edges_ms(first_ms, last_ms + 1)[:-1]
     values = np.full((len(pieces), len(axis), len(names)), np.nan)
     for pod, (_, rows) in enumerate(pieces):
         values[pod, np.searchsorted(axis, rows.starts_ms)] = _columns(rows, names)
@@ -106,9 +107,9 @@ def times(starts_ms: Int64Array) -> pd.DatetimeIndex:
     return pd.DatetimeIndex(moments, name="timestamp").tz_localize("UTC")
 
 
-def _refuse_huge(pods: int, first_ms: int, last_ms: int, chunk_size: str, metrics: int) -> None:
+def _refuse_huge(pods: int, first_ms: int, last_ms: int, chunk_size: ChunkSize, metrics: int) -> None:
     """See that an array is of a size that is meant: one window far from all others makes it huge."""
-    windows = (last_ms - first_ms) // ChunkSize.parse(chunk_size).longest_ms + 1
+    windows = (last_ms - first_ms) // chunk_size.longest_ms + 1
     if pods * windows * max(metrics, 1) > _MOST_CELLS:
         raise ConfigError(
             f"{pods} pods, {windows:,} windows from {iso(first_ms)} to {iso(last_ms)} and {metrics} metrics are more "
@@ -116,11 +117,11 @@ def _refuse_huge(pods: int, first_ms: int, last_ms: int, chunk_size: str, metric
         )
 
 
-def _axis(first_ms: int, last_ms: int, chunk_size: str) -> Int64Array:
+def _chunk_size(text: str) -> ChunkSize:
     try:
-        return ChunkSize.parse(chunk_size).edges_ms(first_ms, last_ms + 1)[:-1]
+        return ChunkSize.parse(text)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"windows of {chunk_size} need the rules of time zones: pip install {error.name}") from error
+        raise ConfigError(f"windows of {text} need the rules of time zones: pip install {error.name}") from error
 
 
 def _names(all_rows: Sequence[Part], metrics: Sequence[str] | None) -> list[str]:

@@ -381,6 +381,16 @@ def test_label_sets_are_asked_for_again(backend: Backend) -> None:
     assert len(backend.forms) == 2
 
 
+def test_a_question_for_several_metrics_waits_as_it_is_asked_to(backend: Backend) -> None:
+    """It is not asked again itself, but those for each of them would follow at once."""
+    backend.answer = reply(429, "", Retry_After="7")
+    stop = HurriedEvent()
+    with pytest.raises(SourceUnavailable):
+        RetryingSource(HttpQuerySource(backend.url), stop, None).fetch_together(PODS, ["up", "down"], RANGE, 1000)
+    assert stop.waits_s == [7.0]
+    assert len(backend.forms) == 1
+
+
 def test_a_wait_that_is_asked_for_has_a_bound(backend: Backend) -> None:
     """A gateway's clock may be years ahead, and a number of seconds larger than any timer takes."""
     answers = iter([reply(429, "", Retry_After="9" * 30), reply(503, "", Retry_After="Fri, 01 Jan 2100 00:00:00 GMT")])

@@ -19,7 +19,15 @@ from ingestor import presets
 from ingestor.catalogue import Meaning
 from ingestor.core import wire
 from ingestor.core.chunk import Float64Array, Int64Array, Refused
-from ingestor.core.errors import QueryRejected, SourceError, SourceUnavailable, TooManySamples, TooManySeries
+from ingestor.core.errors import (
+    ConfigError,
+    IngestorError,
+    QueryRejected,
+    SourceError,
+    SourceUnavailable,
+    TooManySamples,
+    TooManySeries,
+)
 from ingestor.core.time_range import TimeRange
 from ingestor.packing import PackedRange
 from ingestor.reader import RangeReader, Selection
@@ -63,7 +71,7 @@ class MemorySource:
     """
 
     series: Series
-    refuse: Callable[[Question], SourceError | None] = lambda _: None
+    refuse: Callable[[Question], IngestorError | None] = lambda _: None
     refuse_listing: Callable[[TimeRange], SourceError | None] = lambda _: None
     name: str = "memory"
     in_pieces: bool = False
@@ -526,16 +534,42 @@ def test_what_is_refused_together_is_asked_for_one_by_one(error: Callable[[], So
     assert questions == [["a|b", "b", "c|d"], *[["b", "c|d"]] * 9, *[["b|c", "d"]] * 2]
 
 
-def test_a_backend_that_gives_only_short_answers_is_read_one_by_one() -> None:
-    """What passes is waited for metric by metric: nothing says which of them it was."""
+@pytest.mark.parametrize("error", [SourceUnavailable("cut short"), ConfigError("HTTP 403: a gateway's page")])
+def test_what_fails_together_is_asked_for_one_by_one(error: IngestorError) -> None:
+    """Nothing says which metric it was, and the next ranges do not try it again."""
+    source = MemorySource(
+        regular(DAY, 60_000, FOUR), lambda question: error if "|" in question.metric else None, in_pieces=True
+    )
+    packed = read(source, HOUR, TimeRange(HOUR.end_ms, HOUR.end_ms + HOUR.length_ms))
+    assert sum(one.samples for one in packed) == 2 * 4 * 8 * 60
+    assert asked(source) == sorted([*FOUR * 2, "a|b", "c|d"])
+
+
+def test_a_metric_that_was_too_large_once_is_asked_for_with_others_again() -> None:
+    """A server that was slow for a minute is not asked metric by metric for ever."""
+    ranges = [TimeRange(START + i * 15_000, START + (i + 1) * 15_000) for i in range(40)]
 
     def refuse(question: Question) -> SourceError | None:
-        return SourceUnavailable("the answer was cut short") if "|" in question.metric else None
+        is_slow = question.time_range == ranges[1] and "a" in question.metric.split("|")
+        return TooManySamples("the query takes too long") if is_slow else None
 
-    source = MemorySource(regular(HOUR, 60_000, FOUR), refuse, in_pieces=True)
-    (packed,) = read(source, HOUR)
-    assert samples_of(packed) == held_by(source)
-    assert asked(source) == ["a", "a|b", "b", "c", "c|d", "d"]
+    source = MemorySource(regular(HOUR, 1000, FOUR), refuse, in_pieces=True)
+    packed = read(source, *ranges)
+    assert [one.samples for one in packed] == [4 * 8 * 15] * 40
+    assert [question.metric for question in source.asked if question.time_range == ranges[-1]] == ["a|b", "c|d"]
+
+
+def test_the_time_before_a_job_counts_as_what_is_asked_for() -> None:
+    """Another job of the same reader has shown how much there is: five minutes are twenty times a range of 15 s."""
+    source = MemorySource(regular(HOUR, 10, FOUR))
+    first, later = (TimeRange(at_ms, at_ms + 15_000) for at_ms in (START + 600_000, START + 1_200_000))
+    with reader_of(source) as reader:
+        reader.read(first)
+        assert reader.read(later).samples == 4 * 8 * 1500
+        assert "|" in source.asked[-1].metric
+        before = len(source.asked)
+        reader.read(first, lookback=True)
+    assert not any("|" in name for name in asked(source, before))
 
 
 def test_a_metric_with_native_histograms_is_found_and_goes_alone(caplog: pytest.LogCaptureFixture) -> None:
