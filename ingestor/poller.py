@@ -385,12 +385,7 @@ class Poller:
             bounds: the command's times, where they are resolved already.
         """
         settings = self.settings
-        stored = read_positions(settings.cluster, settings.topics).values()
-        mine = [p for p in jobs.parts_of(settings.command, stored) if not jobs.is_recheck(p.job)]
-        mine = [p for p in mine if not p.ended] if settings.again else [p for p in mine if not p.revision]
-        for position in mine:
-            self._check_old(position, partitions)
-        if mine:
+        if mine := self._mine(read_positions(settings.cluster, settings.topics).values(), partitions):
             return mine
         start_ms, end_ms = bounds or self._bounds()
         for _ in range(_CLAIM_ATTEMPTS):
@@ -399,6 +394,15 @@ class Poller:
             except Fenced:
                 log.info("another command begins at this moment; looking again")
         raise PublishError("other commands begin again and again: start this one later")
+
+    def _mine(self, stored: Collection[Position], partitions: int) -> list[Position]:
+        """Return the jobs that the command has begun and is to go on with."""
+        settings = self.settings
+        mine = [p for p in jobs.parts_of(settings.command, stored) if not jobs.is_recheck(p.job)]
+        mine = [p for p in mine if not p.ended] if settings.again else [p for p in mine if not p.revision]
+        for position in mine:
+            self._check_old(position, partitions)
+        return mine
 
     def _claimed(self, start_ms: int, end_ms: int | None, partitions: int) -> list[Position]:
         """Begin jobs for the time that no other job claims.
@@ -410,6 +414,9 @@ class Poller:
         # One transactional id for all commands: of two that look at the same time, one is fenced.
         with Publisher(settings.cluster, settings.topics, _CLAIMS, self._written) as claims:
             stored = read_positions(settings.cluster, settings.topics).values()
+            # Another poller of this command may have begun them while we asked the backend what there is.
+            if mine := self._mine(stored, partitions):
+                return mine
             new = self._new_jobs(self._stretches(start_ms, end_ms, stored), partitions)
             claims.store(new)
         for position in new:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import PurePosixPath
 
 import history
 import pandas as pd
@@ -27,6 +28,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put long modules first, so that of several processes none is left alone with one at the end."""
     places = {folder: place for place, folder in enumerate(QUICK_LAST)}
     items.sort(key=lambda item: places.get(item.path.parent.name, -1))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show what the fault tests have printed: seeds, and what was compared with what. Whoever fails shows it anyway."""
+    told = [
+        (report.nodeid, report.capstdout.strip("\n"))
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and PurePosixPath(report.nodeid.partition("::")[0]).parent.name == "fault"
+    ]
+    for name, text in sorted(one for one in told if one[1]):
+        terminalreporter.section(name, sep="-")
+        terminalreporter.write_line(text)
 
 
 @pytest.fixture(scope="session")

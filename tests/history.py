@@ -5,11 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from ingestor.core.time_range import TimeRange
+
 END_MS = 1_795_435_237_000
 """Not on a window's edge, nor is the start: the first and the last window are cut."""
 
 HOURS = 2
 START_MS = END_MS - HOURS * 3_600_000 - 11_000
+TIME = TimeRange(START_MS, END_MS)
 INTERVAL_MS = 15_000
 
 PODS = [

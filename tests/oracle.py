@@ -46,13 +46,15 @@ def windows(
     """
     size = ChunkSize.parse(chunk_size)
     names = samples["metric"].str.partition("{")[0] if len(samples) else samples["metric"]
-    frame = samples.assign(
-        window=[size.floor_ms(t) for t in samples["timestamp"]],
-        who=samples["pod"] if group_by == "pod" else [service_of(pod) for pod in samples["pod"]],
-        name=names,
-        type=samples.get("type", names.map(lambda name: "counter" if _COUNTER.fullmatch(name) else "gauge")),
-        fingerprint=samples.get("fingerprint", 0),
-    ).sort_values(["timestamp", "fingerprint"], kind="stable")
+    frame = (
+        _placed(samples, size, group_by)
+        .assign(
+            name=names,
+            type=samples.get("type", names.map(lambda name: "counter" if _COUNTER.fullmatch(name) else "gauge")),
+            fingerprint=samples.get("fingerprint", 0),
+        )
+        .sort_values(["timestamp", "fingerprint"], kind="stable")
+    )
     result: dict[tuple[str, str, int], dict[str, float]] = {}
     for (namespace, who, name, kind, metric), column in frame.groupby(["namespace", "who", "name", "type", "metric"]):
         first = counters if kind == "counter" and counters != "raw" else over_time
@@ -63,6 +65,19 @@ def windows(
         for window, cell in values.groupby("window"):
             result.setdefault((namespace, who, window), {})[metric] = _aggregate(chosen, cell["value"].tolist())
     return result
+
+
+def counts(samples: pd.DataFrame, chunk_size: str, group_by: str) -> dict[tuple[str, str, int], int]:
+    """Return how many samples each window has, by the keys of `windows`."""
+    placed = _placed(samples, ChunkSize.parse(chunk_size), group_by)
+    return placed.groupby(["namespace", "who", "window"]).size().to_dict()
+
+
+def _placed(samples: pd.DataFrame, size: ChunkSize, group_by: str) -> pd.DataFrame:
+    return samples.assign(
+        window=[size.floor_ms(t) for t in samples["timestamp"]],
+        who=samples["pod"] if group_by == "pod" else [service_of(pod) for pod in samples["pod"]],
+    )
 
 
 def _of_series(column: pd.DataFrame, over_time: str, size: ChunkSize, from_ms: int) -> pd.DataFrame:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import oracle
 import pandas as pd
 
+from ingestor.core.durations import ChunkSize
+from ingestor.core.time_range import TimeRange
 from ingestor.kafka import DEFAULT_PARTITIONS, Cluster, read_to_end
+from ingestor.workloads import service_of
 from stream_app.records import Record, decode_record
 
 Key = tuple[str, str, int]
@@ -25,7 +28,8 @@ class Compared:
     found: int
     missing: list[Key] = field(default_factory=list)
     doubled: list[Key] = field(default_factory=list)
-    wrong: list[Key] = field(default_factory=list)
+    wrong: list[tuple[Any, ...]] = field(default_factory=list)
+    """With what of it is wrong."""
     extra: list[Key] = field(default_factory=list)
 
     @property
@@ -58,16 +62,54 @@ def contents(records: Iterable[Record]) -> Counter[tuple[Any, ...]]:
     )
 
 
-def compare(records: Sequence[Record], samples: pd.DataFrame, chunk_size: str, method: str, group_by: str) -> Compared:
-    """Compare records with what the oracle makes of the samples."""
+def compare(
+    records: Sequence[Record],
+    samples: pd.DataFrame,
+    chunk_size: str,
+    method: str,
+    group_by: str,
+    job: TimeRange | None = None,
+) -> Compared:
+    """Compare all that records say, but for which job and revision says it, with what the oracle makes of the samples.
+
+    A record must have its window's end, as many samples as there are in the window, and nothing that is `incomplete`:
+    nothing was refused, and no message is missing.
+
+    Args:
+        records: all of a sink topic, or of a part of it.
+        samples: what Prometheus holds there.
+        job: the time that was read. Records of windows that its start or its end cuts must be `partial`, and no
+            others; None: it begins and ends where windows do, and no record is.
+    """
     expected = oracle.windows(samples, chunk_size, method, group_by)
+    held = oracle.counts(samples, chunk_size, group_by)
+    size = ChunkSize.parse(chunk_size)
     counts = Counter(map(key, records))
+
+    def faults(record: Record) -> Iterator[str]:
+        start_ms, end_ms = size.edges_ms(record.window_start_ms, record.window_start_ms + 1).tolist()
+        is_cut = job is not None and (start_ms < job.start_ms or end_ms > job.end_ms)
+        service = record.service if record.pod is None else service_of(record.pod)
+        must = {
+            "window_start_ms": start_ms,
+            "window_end_ms": end_ms,
+            "chunk_size": chunk_size,
+            "method": method,
+            "service": service,
+            "partial": is_cut,
+            "samples": held[key(record)],
+            "incomplete": (),
+        }
+        yield from (name for name, value in must.items() if getattr(record, name) != value)
+        if not _same(record.metrics, expected[key(record)]):
+            yield "metrics"
+
     return Compared(
         len(expected),
         len(records),
         missing=sorted(expected.keys() - counts.keys()),
         doubled=sorted(name for name, count in counts.items() if count > 1),
-        wrong=sorted({key(r) for r in records if key(r) in expected and not _same(r.metrics, expected[key(r)])}),
+        wrong=sorted({(*key(r), what) for r in records if key(r) in expected for what in faults(r)}),
         extra=sorted(counts.keys() - expected.keys()),
     )
 

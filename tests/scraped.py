@@ -13,11 +13,13 @@ from typing import Any
 import chunks
 import click
 import exporter
+import files
 import oracle
 import pandas as pd
 import records
 import requests
 from commands import PATIENCE_S, ingestor, run, wait_until_windowed
+from verdict import FILES, KAFKA
 
 from ingestor.core.time_range import TimeRange, iso
 from ingestor.local.kafka import LocalKafka
@@ -64,20 +66,17 @@ def windowed(kafka: LocalKafka, view: View, child: Child) -> list[Record]:
     return records.read(kafka.cluster, view.topics.pods)
 
 
-def assert_windows(found_records: list[Record], held: pd.DataFrame, whole: TimeRange) -> None:
-    """Compare all records of whole windows with the oracle; each is there once."""
-    inside = [r for r in found_records if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
-    expected = oracle.windows(held, "2s", "mean", "pod")
-    found = {(r.namespace, r.pod or "", r.window_start_ms): r for r in inside}
-    click.echo(f"{len(inside):,} records of {whole.length_ms // WINDOW_MS} windows, {len(expected):,} expected")
-    assert len(found) == len(inside), "a record is there twice"
-    assert found.keys() == expected.keys()
-    assert not any(record.partial or record.incomplete for record in inside)
-    assert sum(record.samples for record in inside) == len(held)
-    for key, metrics in expected.items():
-        assert found[key].metrics.keys() == metrics.keys(), key
-        for metric, value in metrics.items():
-            assert oracle.same(found[key].metrics[metric], value), (key, metric)
+def assert_windows(found: list[Record], storage: Path, held: pd.DataFrame, whole: TimeRange) -> None:
+    """Compare all records of whole windows, and their rows in files, with the oracle; each is there once."""
+    inside = [r for r in found if whole.start_ms <= r.window_start_ms and r.window_end_ms <= whole.end_ms]
+    rows = {key: row for key, row in files.read(storage, pods=True).items() if whole.start_ms <= key[2] < whole.end_ms}
+    click.echo(f"  {whole.length_ms // WINDOW_MS} windows of all pods")
+    for where, compared in (
+        (KAFKA, records.compare(inside, held, "2s", "mean", "pod")),
+        (FILES, records.compare_cells(rows, oracle.windows(held, "2s", "mean", "pod"))),
+    ):
+        click.echo(f"  {where}: {compared}")
+        assert compared.is_right, f"{where}: {compared}"
 
 
 def samples(prometheus: LocalPrometheus, time_range: TimeRange) -> pd.DataFrame:

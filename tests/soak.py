@@ -18,6 +18,7 @@ from pathlib import Path
 
 import click
 import storm
+from verdict import FILES, KAFKA
 
 FAULTS, LASTS_S = 20, 60.0
 """Of a run."""
@@ -50,21 +51,29 @@ def tell(seed: int, outcomes: list[storm.Outcome], lasted_s: float) -> None:
     faults = sum((outcome.faults for outcome in outcomes), Counter[str]())
     ends = sum((outcome.ends for outcome in outcomes), Counter[str]())
     counts = {name: sum(outcome.count(what) for outcome in outcomes) for name, what in COUNTED.items()}
-    checked = sum(outcome.checked for outcome in outcomes)
+    unfelt = sum(len(outcome.unfelt) for outcome in outcomes)
+    places = [KAFKA, FILES, storm.MODEL.where, storm.RAW.where]
+    checked = {where: sum(outcome.checked(where) for outcome in outcomes) for where in places}
     today = dt.datetime.now(tz=dt.UTC).date().isoformat()
     rows = [
-        ("faults", f"{faults.total()}: " + ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items()))),
+        (
+            "faults that hit",
+            f"{faults.total()} of {faults.total() + unfelt}: "
+            + ", ".join(f"{count} {kind}" for kind, count in sorted(faults.items())),
+        ),
         ("ended by themselves", ", ".join(f"{count} {how}" for how, count in sorted(ends.items())) or "none"),
         (
             "runs",
             f"{len(outcomes)} in {lasted_s / 60:.0f} minutes, seeds {seed} to {seed + len(outcomes) - 1}, {today}",
         ),
-        ("windows checked", f"{checked:,}"),
+        ("windows of pods and services", " and ".join(f"{checked[where]:,} in {where}" for where in (KAFKA, FILES))),
+        ("of these, what the model got", f"{checked[storm.MODEL.where]:,}"),
+        ("samples in raw files", f"{checked[storm.RAW.where]:,}"),
         *((name, f"{count:,}") for name, count in counts.items()),
     ]
     click.echo("\n| | |\n| --- | --- |\n" + "\n".join(f"| {name} | {text} |" for name, text in rows) + "\n")
     told = {"date": today, "seed": seed, "runs": len(outcomes), "seconds": round(lasted_s), "faults": dict(faults)}
-    click.echo(json.dumps({**told, "ends": dict(ends), "checked": checked, **counts}))
+    click.echo(json.dumps({**told, "ends": dict(ends), "unfelt": unfelt, "checked": checked, **counts}))
 
 
 if __name__ == "__main__":

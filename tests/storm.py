@@ -7,7 +7,7 @@ import random
 import signal
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,12 +17,11 @@ from typing import NamedTuple
 
 import click
 import consuming
-import files
 import history
-import oracle
 import pandas as pd
 import records
 import storm_live
+import verdict
 from commands import (
     PATIENCE_S,
     WHEN,
@@ -37,7 +36,8 @@ from commands import (
 from commands import run as run_command
 from proxied_kafka import ProxiedKafka
 from supervised import Supervised
-from tcp_proxy import TcpProxy
+from tcp_proxy import TcpProxy, Trouble
+from verdict import Place, Verdict
 
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
@@ -52,8 +52,11 @@ VIEW = view_of("storm", "30s", "mean", "pod", "service")
 WORKERS = ("worker 0", "worker 1")
 JOINER = "worker 2"
 READERS = ("files", "raw files", "model")
-MODEL, RAW = "the model", "samples in raw files"
-SUFFIXES = {"pod": "", "service": ".service"}
+MODEL, RAW = Place("pods", "the model"), Place("samples", "raw files")
+LATE_S = 10.0
+"""So much longer may a fault last that nobody has felt yet."""
+LEAST_FELT = 0.7
+"""Of all faults. Nobody feels Prometheus' network while the poller asks for nothing, or after the job's end."""
 
 
 class Kind(NamedTuple):
@@ -78,7 +81,7 @@ KINDS = (
     Kind("joins and leaves", (JOINER,), (8.0, 20.0)),
     Kind("second poller", ("poller",), (0.0, 0.0)),
 )
-LIVE_KINDS = tuple(kind._replace(whom=(storm_live.POLLER, storm_live.WORKER)) for kind in KINDS[:2])
+LIVE_KINDS = tuple(kind._replace(whom=storm_live.NAMES) for kind in KINDS[:2])
 LIVE_FAULTS = 4
 """In addition."""
 
@@ -115,11 +118,13 @@ class Outcome:
 
     seed: int
     faults: Counter[str]
-    """By kind."""
+    """Those that hit all whom they were meant for, by kind."""
+    unfelt: list[Fault]
+    """The others."""
     ends: Counter[str]
     """How processes ended by themselves, by their exit codes."""
-    compared: dict[str, records.Compared]
-    """By where: each topic, the files of each grouping, what the model has processed, and `RAW`."""
+    compared: Verdict
+    """Windows on the topics and in files, what the model has processed, and `RAW`."""
 
     @property
     def is_right(self) -> bool:
@@ -128,16 +133,17 @@ class Outcome:
     def count(self, what: str) -> int:
         return sum(len(getattr(compared, what)) for compared in self.compared.values())
 
-    @property
-    def checked(self) -> int:
-        """Windows of pods and services, in topics and in files."""
-        return sum(compared.expected for where, compared in self.compared.items() if where not in (RAW, MODEL))
+    def checked(self, where: str) -> int:
+        """Return how many windows of pods and services, or samples, have been looked for in a place."""
+        return sum(compared.expected for place, compared in self.compared.items() if place.where == where)
 
     def __str__(self) -> str:
         return "\n".join(
             [
+                f"  faults that hit: {self.faults.total()}: {dict(self.faults)}",
+                *(f"  nobody felt {fault}" for fault in self.unfelt),
                 f"  ends: {dict(self.ends)}",
-                *(f"  {where}: {compared}" for where, compared in self.compared.items()),
+                *(f"  {place}: {compared}" for place, compared in self.compared.items()),
             ]
         )
 
@@ -169,7 +175,17 @@ def run(seed: int, folder: Path, faults: int, lasts_s: float, *, is_live: bool =
         storm.blow(planned)
         storm.settle()
         compared = storm.compare(held)
-    return Outcome(seed, Counter(fault.what for fault in planned), storm.ends(), compared)
+        felt, unfelt = storm.felt()
+    outcome = Outcome(seed, Counter(fault.what for fault in felt), unfelt, storm.ends(), compared)
+    assert len(felt) >= LEAST_FELT * len(planned), f"too few faults were felt to show anything:\n{outcome}"
+    return outcome
+
+
+class Act(NamedTuple):
+    """What a fault does to one of those that it is meant for; it has begun."""
+
+    is_felt: Callable[[], bool]
+    end: Callable[[], object]
 
 
 @dataclass
@@ -188,6 +204,7 @@ class Storm:
 
     def __post_init__(self) -> None:
         self.storage = self.folder / "data"
+        self._acts: dict[Fault, list[Act]] = {}
         self._sides: dict[str, tuple[Server, TcpProxy]] = {
             "Kafka": (self.broker, self.kafka_net),
             "Prometheus": (self.prometheus, self.prometheus_net),
@@ -218,16 +235,30 @@ class Storm:
         self._second_poller()
         for name in (*WORKERS, *READERS):
             self._others[name].join()
-        steps = [
-            (at_s, act)
-            for fault in planned
-            for at_s, act in zip((fault.at_s, fault.until_s), self._acts(fault), strict=True)
-        ]
+        coming, going = deque(sorted(planned)), list[Fault]()
         began_s = time.monotonic()
-        for at_s, act in sorted(steps, key=lambda step: step[0]):
-            while time.monotonic() < began_s + at_s:
-                self._look_after()
-            act()
+        while coming or going:
+            self._look_after()
+            acts_s = time.monotonic()
+            now_s = acts_s - began_s
+            for fault in [one for one in going if one.until_s + (0 if self._is_felt(one) else LATE_S) <= now_s]:
+                going.remove(fault)
+                for act in self._acts[fault]:
+                    act.end()
+            if coming and coming[0].at_s <= now_s:
+                fault = coming.popleft()
+                self._acts[fault] = self._begin(fault)
+                going.append(fault)
+            # A server takes its time to start: what is planned waits, or faults would be over before they are felt.
+            began_s += time.monotonic() - acts_s
+
+    def felt(self) -> tuple[list[Fault], list[Fault]]:
+        """Return the faults that all have felt whom they were meant for, and the others."""
+        felt = [fault for fault in self._acts if self._is_felt(fault)]
+        return felt, [fault for fault in self._acts if fault not in felt]
+
+    def _is_felt(self, fault: Fault) -> bool:
+        return all(act.is_felt() for act in self._acts[fault])
 
     def settle(self) -> None:
         """Wait until the job has ended, all of it is in windows, and these are in files."""
@@ -252,22 +283,11 @@ class Storm:
         write_files(self.broker, VIEW, self.storage)
         run_command([*self._raw_files, "--until-idle", "--idle", "1ms"])
 
-    def compare(self, held: pd.DataFrame) -> dict[str, records.Compared]:
+    def compare(self, held: pd.DataFrame) -> Verdict:
         """Compare all that was written with what Prometheus holds."""
-        found = {}
-        for group_by in VIEW.group_by:
-            topic = VIEW.topics.sink(group_by)
-            written = records.read(self.broker.cluster, topic)
-            assert not any(record.incomplete for record in written), "nothing was refused, and no message is missing"
-            found[topic] = records.compare(written, held, str(VIEW.chunk_size), VIEW.method, group_by)
-            cells = files.read(self.storage, pods=group_by == "pod", suffix=SUFFIXES[group_by])
-            expected = oracle.windows(held, str(VIEW.chunk_size), VIEW.method, group_by)
-            found[f"files of {group_by}s"] = records.compare_cells(cells, expected)
-        found[MODEL] = self._compare_processed()
-        found[RAW] = self._compare_raw(held)
-        if self.live is not None:
-            found[storm_live.VIEW.topics.pods] = self.live.compare()
-        return found
+        found = verdict.look(self.broker, VIEW, held, self.storage, history.TIME)
+        found |= {MODEL: self._compare_processed(), RAW: self._compare_raw(held)}
+        return found if self.live is None else found | self.live.compare()
 
     def _written(self) -> set[tuple[str, int]]:
         """Return all pods' windows on the sink topic, as a model knows them."""
@@ -312,7 +332,7 @@ class Storm:
         """Return how processes ended by themselves; each has said why, in a line."""
         found: Counter[str] = Counter()
         for one in self._all():
-            log = one.child.log_path.read_text() if one.child.log_path.exists() else ""
+            log = one.log()
             # Faust prints one of its own threads' where its first connection is cut.
             assert "Traceback" not in log or one in self._others.values(), log
             own = {code: count for code, count in one.ends.items() if code not in (0, -signal.SIGKILL)}
@@ -333,24 +353,34 @@ class Storm:
         for server in (self.broker, self.prometheus):
             _signal(server, signal.SIGCONT)
 
-    def _acts(self, fault: Fault) -> tuple[Callable[[], object], Callable[[], object]]:
-        """Return what begins a fault, and what ends it."""
+    def _begin(self, fault: Fault) -> list[Act]:
+        """Begin a fault, once those are there whom it is meant for."""
         whom = fault.whom
         if fault.what in SIDE_ACTS:
+            if whom != "Kafka":
+                # Nobody else asks Prometheus.
+                self._wait_for(lambda: self.pollers[-1].is_up or not self.pollers[-1].wanted)
             sides = [(SIDE_ACTS[fault.what], side) for name, side in self._sides.items() if whom in (name, "both")]
             if self.live is not None and whom != "Kafka":
                 what = "connections stalled" if fault.what == "server stopped" else fault.what
                 sides.append((SIDE_ACTS[what], (self.live.prometheus, self.live.net)))
-            return lambda: [act(*side) for (act, _), side in sides], lambda: [act(*side) for (_, act), side in sides]
+            return [begin(*side) for begin, side in sides]
+        one = self._named(whom)
         if fault.what == "joins and leaves":
-            joiner = self._others[whom]
-            return joiner.join, joiner.leave
+            lives = one.log().count("worker is ready")
+            one.join()
+            return [Act(lambda: one.log().count("worker is ready") > lives, one.leave)]
+        # Who has ended is started again, unless it has ended the job.
+        self._wait_for(lambda: (one.is_up if fault.what == "SIGSTOP" else one.is_alive) or not one.wanted)
         if fault.what == "second poller":
-            return self._second_poller, _nothing
-        if fault.what == "SIGSTOP":
+            is_felt = one.is_alive
+            self._second_poller()
+        elif fault.what == "SIGSTOP":
             # It goes on by itself, though it may be no poller of ours any more by then.
-            return lambda: self._named(whom).freeze(fault.until_s - fault.at_s), _nothing
-        return lambda: self._named(whom).kill(), _nothing
+            is_felt = one.freeze(fault.until_s - fault.at_s)
+        else:
+            is_felt = one.kill()
+        return [Act(lambda: is_felt, _nothing)]
 
     def _second_poller(self) -> None:
         """Start another poller of the job, which takes over: the one before it is not started again."""
@@ -388,35 +418,46 @@ def _nothing() -> None:
     pass
 
 
-def _start(server: Server) -> None:
-    if server.poll() is not None:
-        server.start()
-
-
 def _signal(server: Server, number: signal.Signals) -> None:
     if server.poll() is None:
         os.kill(server.pid, number)
 
 
-def _nothing_more(_server: Server, _net: TcpProxy) -> None:
-    pass
+def _kill(server: Server, _net: TcpProxy) -> Act:
+    if server.poll() is not None:
+        return Act(lambda: False, _nothing)
+    server.kill()
+    return Act(lambda: True, server.start)
 
 
-def _heal(_server: Server, net: TcpProxy) -> None:
-    net.heal()
+def _stop(server: Server, _net: TcpProxy) -> Act:
+    if server.poll() is not None or _is_stopped(pid := server.pid):
+        return Act(lambda: False, _nothing)
+    os.kill(pid, signal.SIGSTOP)
+    return Act(lambda: True, lambda: _signal(server, signal.SIGCONT))
 
 
-SideAct = Callable[[Server, TcpProxy], None]
+def _is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
-SIDE_ACTS: Mapping[str, tuple[SideAct, SideAct]] = {
-    "server killed": (lambda server, _: server.kill(), lambda server, _: _start(server)),
-    "server stopped": (
-        lambda server, _: _signal(server, signal.SIGSTOP),
-        lambda server, _: _signal(server, signal.SIGCONT),
-    ),
-    "connections cut": (lambda _, net: net.cut_connections(), _nothing_more),
-    "connections stalled": (lambda _, net: net.stall(), _heal),
-    "connections slow": (lambda _, net: net.slow(SLOW_BYTES_PER_S), _heal),
-    "connections refused": (lambda _, net: net.refuse(), _heal),
+
+SideAct = Callable[[Server, TcpProxy], Act]
+
+
+def _of_network(begin: Callable[[TcpProxy], Trouble]) -> SideAct:
+    def act(_server: Server, net: TcpProxy) -> Act:
+        trouble = begin(net)
+        return Act(lambda: trouble.felt > 0, lambda: net.end(trouble))
+
+    return act
+
+
+SIDE_ACTS: Mapping[str, SideAct] = {
+    "server killed": _kill,
+    "server stopped": _stop,
+    "connections cut": _of_network(TcpProxy.cut_connections),
+    "connections stalled": _of_network(TcpProxy.stall),
+    "connections slow": _of_network(lambda net: net.slow(SLOW_BYTES_PER_S)),
+    "connections refused": _of_network(TcpProxy.refuse),
 }
-"""What begins and what ends a fault of a server or of the way to it."""
+"""What begins a fault of a server or of the way to it."""

@@ -28,6 +28,20 @@ class Supervised:
     frozen_until_s: float | None = None
     ends: Counter[int | None] = field(default_factory=Counter)
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether there is a process, frozen or not."""
+        return self.wanted and self.back_s is None and self.child.poll() is None
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it can run."""
+        return self.is_alive and self.frozen_until_s is None
+
+    def log(self) -> str:
+        """Return what all its lives have said."""
+        return self.child.log_path.read_text() if self.child.log_path.exists() else ""
+
     def look_after(self) -> None:
         """Start it or let it go on, where that is due."""
         now_s = time.monotonic()
@@ -43,33 +57,40 @@ class Supervised:
             self.child.start()
             self.back_s = None
 
-    def kill(self) -> None:
+    def kill(self) -> bool:
+        """Kill it; return whether it lived."""
+        lived = self.child.poll() is None
         self.child.kill()
         self.frozen_until_s = None
+        return lived
 
-    def end(self) -> None:
-        """SIGTERM; who is frozen hears it later."""
-        if self.child.poll() is None:
+    def end(self) -> bool:
+        """SIGTERM; who is frozen hears it later. Return whether it lived."""
+        if lived := self.child.poll() is None:
             os.kill(self.child.pid, signal.SIGTERM)
+        return lived
 
-    def freeze(self, lasts_s: float = FREEZE_S) -> None:
-        if self.child.poll() is None and self.frozen_until_s is None:
+    def freeze(self, lasts_s: float = FREEZE_S) -> bool:
+        """SIGSTOP for a while; return whether it ran."""
+        if runs := self.child.poll() is None and self.frozen_until_s is None:
             os.kill(self.child.pid, signal.SIGSTOP)
             self.frozen_until_s = time.monotonic() + lasts_s
+        return runs
 
     def thaw(self) -> None:
         if self.frozen_until_s is not None:
             os.kill(self.child.pid, signal.SIGCONT)
             self.frozen_until_s = None
 
-    def join(self) -> None:
+    def join(self) -> bool:
         self.wanted = True
         self.child.start()
+        return True
 
-    def leave(self) -> None:
+    def leave(self) -> bool:
         self.wanted = False
-        self.end()
+        return self.end()
 
-    def vanish(self) -> None:
+    def vanish(self) -> bool:
         self.wanted = False
-        self.kill()
+        return self.kill()

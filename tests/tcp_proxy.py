@@ -17,11 +17,19 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 
 @dataclass(eq=False)
+class Trouble:
+    """What a proxy does to connections."""
+
+    felt: int = 0
+    """How often it has held something back, or dropped a connection."""
+
+
+@dataclass(eq=False)
 class Connection:
     """Both ends of one client's connection."""
 
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
-    is_doomed: bool = False
+    doom: Trouble | None = None
     """It ends in the middle of what it carries next."""
 
     def reset(self) -> None:
@@ -41,11 +49,11 @@ class TcpProxy:
 
     def __init__(self, target_port: int, port: int | None = None) -> None:
         self.port = port or free_port()
-        self.cut = 0
-        """Connections that were dropped in the middle of something."""
         self._target_port = target_port
         self._connections: set[Connection] = set()
-        self._bytes_per_s: float | None = None
+        self._stalls: set[Trouble] = set()
+        self._refusals: set[Trouble] = set()
+        self._bytes_per_s: dict[Trouble, float] = {}
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), name="tcp-proxy")
         self._is_ready = threading.Event()
 
@@ -58,38 +66,65 @@ class TcpProxy:
         self.soon(self._ends.set)
         self._thread.join()
 
-    def cut_connections(self) -> None:
+    def cut_connections(self) -> Trouble:
         """Drop each open connection half-way through what it carries next, as a machine that fails does."""
+        trouble = Trouble()
 
         def doom() -> None:
             for connection in self._connections:
-                connection.is_doomed = True
+                connection.doom = connection.doom or trouble
 
         self.soon(doom)
+        return trouble
 
-    def stall(self) -> None:
+    def stall(self) -> Trouble:
         """Carry nothing, and keep all connections."""
-        self.soon(self._flows.clear)
-
-    def slow(self, bytes_per_s: float) -> None:
-        """Carry so much a second of each connection and direction."""
-        self.soon(lambda: setattr(self, "_bytes_per_s", bytes_per_s))
-
-    def refuse(self) -> None:
-        """Drop all connections, and drop new ones as they come."""
+        trouble = Trouble()
 
         def go() -> None:
-            self._accepts = False
+            self._stalls.add(trouble)
+            self._flows.clear()
+
+        self.soon(go)
+        return trouble
+
+    def slow(self, bytes_per_s: float) -> Trouble:
+        """Carry so much a second of each connection and direction."""
+        trouble = Trouble()
+        self.soon(lambda: self._bytes_per_s.update({trouble: bytes_per_s}))
+        return trouble
+
+    def refuse(self) -> Trouble:
+        """Drop all connections, and drop new ones as they come."""
+        trouble = Trouble()
+
+        def go() -> None:
+            self._refusals.add(trouble)
             for connection in self._connections:
+                trouble.felt += 1
                 connection.reset()
 
         self.soon(go)
+        return trouble
+
+    def end(self, trouble: Trouble) -> None:
+        """Leave off one of these; connections that are to be cut are so all the same."""
+
+        def leave_off() -> None:
+            self._stalls.discard(trouble)
+            self._refusals.discard(trouble)
+            self._bytes_per_s.pop(trouble, None)
+            if not self._stalls:
+                self._flows.set()
+
+        self.soon(leave_off)
 
     def heal(self) -> None:
         """Carry everything again, at once."""
 
         def come() -> None:
-            self._accepts, self._bytes_per_s = True, None
+            for troubles in (self._stalls, self._refusals, self._bytes_per_s):
+                troubles.clear()
             self._flows.set()
 
         self.soon(come)
@@ -100,7 +135,6 @@ class TcpProxy:
 
     async def _serve(self) -> None:
         self._loop, self._ends, self._flows = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
-        self._accepts = True
         self._flows.set()
         async with await asyncio.start_server(self._come, "127.0.0.1", self.port):
             self._is_ready.set()
@@ -112,7 +146,9 @@ class TcpProxy:
         connection = Connection([writer])
         self._connections.add(connection)
         try:
-            if not self._accepts:
+            if self._refusals:
+                for trouble in self._refusals:
+                    trouble.felt += 1
                 return
             there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
             connection.writers.append(back)
@@ -135,7 +171,7 @@ class TcpProxy:
             while data := await reader.read(_PIECE):
                 async for piece in self.pieces(connection, data, asks=writer is not connection.writers[0]):
                     await self._pass_on(connection, piece, writer)
-                if connection.is_doomed:
+                if connection.doom is not None:
                     return
         except OSError:
             pass
@@ -157,11 +193,15 @@ class TcpProxy:
         yield data
 
     async def _pass_on(self, connection: Connection, data: bytes, writer: asyncio.StreamWriter) -> None:
+        for trouble in self._stalls:
+            trouble.felt += 1
         await self._flows.wait()
-        if self._bytes_per_s is not None:
-            await asyncio.sleep(len(data) / self._bytes_per_s)
-        if connection.is_doomed:
-            self.cut += 1
+        if self._bytes_per_s:
+            for trouble in self._bytes_per_s:
+                trouble.felt += 1
+            await asyncio.sleep(len(data) / min(self._bytes_per_s.values()))
+        if connection.doom is not None:
+            connection.doom.felt += 1
             data = data[: len(data) // 2]
         writer.write(data)
         await writer.drain()

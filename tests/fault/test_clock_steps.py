@@ -18,13 +18,12 @@ from pathlib import Path
 
 import chunks
 import click
-import files
-import oracle
+import history
 import orjson
 import pandas as pd
 import pytest
-import records
 import scraped
+import verdict
 from commands import (
     PATIENCE_S,
     backfill,
@@ -129,11 +128,7 @@ def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_pa
     write_files(kafka, view, storage)
     whole = TimeRange(-(-covered.start_ms // scraped.WINDOW_MS) * scraped.WINDOW_MS, last_ms)
     held = scraped.samples(scraping, whole)
-    scraped.assert_windows(found, held, whole)
-    cells = {key: row for key, row in files.read(storage, pods=True).items() if whole.start_ms <= key[2] < whole.end_ms}
-    compared = records.compare_cells(cells, oracle.windows(held, "2s", "mean", "pod"))
-    click.echo(f"  files: {compared}")
-    assert compared.is_right, compared
+    scraped.assert_windows(found, storage, held, whole)
 
 
 def test_history(
@@ -156,11 +151,7 @@ def test_history(
         assert_stepped(children["poller"])
         wait_until_windowed(kafka, view, children["worker"])
         end(children["files"])
-    write_files(kafka, view, storage)
-    compared = records.compare(records.read(kafka.cluster, view.topics.pods), samples, "1m", "mean", "pod")
-    click.echo(f"  {compared}")
-    assert compared.is_right, compared
-    files.assert_equal_to_oracle(files.read(storage, pods=True), samples, "1m", "mean", "pod")
+    verdict.assert_right(kafka, view, samples, storage, history.TIME)
 
 
 def test_the_backend(kafka: LocalKafka, scraping: LocalPrometheus, tmp_path: Path) -> None:

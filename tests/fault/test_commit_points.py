@@ -12,14 +12,15 @@ import chunks
 import click
 import consuming
 import files
+import history
 import killed_sink
 import orjson
 import pandas as pd
 import pod_topic
 import pyarrow.dataset as ds
 import pytest
-import records
-from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker, write_files
+import verdict
+from commands import PATIENCE_S, backfill, run, view_of, wait_until_windowed, worker
 from confluent_kafka import Consumer, TopicPartition
 from kafka_proxy import Api, KafkaProxy, Point
 from proxied_kafka import ProxiedKafka
@@ -28,7 +29,6 @@ from ingestor.kafka import client_config, read_to_end
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
 from stream_app.records import Record, decode_record
-from stream_app.view import View
 
 
 def points(of: str, *apis: Api, nth: int = 1) -> list[Point]:
@@ -65,18 +65,6 @@ def kill_at_each(points: Sequence[Point], child: Child, net: KafkaProxy) -> None
         click.echo(f"  killed {point}")
 
 
-def assert_right(broker: ProxiedKafka, view: View, storage: Path, samples: pd.DataFrame) -> None:
-    """Compare all windows of all pods, on the sink topic and in files, with the oracle."""
-    found = records.read(broker.cluster, view.topics.pods)
-    compared = records.compare(found, samples, str(view.chunk_size), view.method, "pod")
-    click.echo(f"  {compared}")
-    assert compared.is_right, compared
-    assert not any(record.incomplete for record in found)
-    assert sum(record.samples for record in found) == len(samples)
-    write_files(broker, view, storage)
-    files.assert_equal_to_oracle(files.read(storage, pods=True), samples, str(view.chunk_size), view.method, "pod")
-
-
 def test_the_poller(
     broker: ProxiedKafka, net: KafkaProxy, prometheus: LocalPrometheus, samples: pd.DataFrame, tmp_path: Path
 ) -> None:
@@ -104,7 +92,7 @@ def test_the_poller(
     assert len(published) == len(samples)
     with worker(broker, view, tmp_path / "worker.log") as child:
         wait_until_windowed(broker, view, child)
-    assert_right(broker, view, tmp_path / "data", samples)
+    verdict.assert_right(broker, view, samples, tmp_path / "data", history.TIME)
 
 
 def test_the_worker(
@@ -121,7 +109,7 @@ def test_the_worker(
     kill_at_each(points(mine, Api.INIT_PRODUCER_ID, *apis), child, net)
     with child:
         wait_until_windowed(broker, view, child)
-    assert_right(broker, view, tmp_path / "data", samples)
+    verdict.assert_right(broker, view, samples, tmp_path / "data", history.TIME)
 
 
 def windows(minutes: range, services: Sequence[str], pods: Sequence[str], **changed: Any) -> list[bytes]:

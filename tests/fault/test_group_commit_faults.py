@@ -15,7 +15,7 @@ import feeding
 import holding_worker
 import narrow_worker
 import pandas as pd
-import records
+import verdict
 from commands import PATIENCE_S, view_of, wait_for_line, wait_until_windowed, worker
 
 from ingestor.kafka import committed_offsets
@@ -43,12 +43,6 @@ def holding(kafka: LocalKafka, view: View, log: Path) -> Iterator[Child]:
         yield child
 
 
-def assert_right(kafka: LocalKafka, view: View, held: pd.DataFrame) -> None:
-    found = records.read(kafka.cluster, view.topics.pods, builders.PARTITIONS)
-    compared = records.compare(found, held, "1m", "mean", "pod")
-    assert compared.is_right, compared
-
-
 def test_killed_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path) -> None:
     """What was gathered is emitted again by the next holder of the slot, from the last commit on."""
     view = view_of("gathered-kill", "1m", "mean")
@@ -57,7 +51,7 @@ def test_killed_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path) 
         first.kill()
     with worker(kafka, view, tmp_path / "second.log") as second:
         wait_until_windowed(kafka, view, second)
-    assert_right(kafka, view, held)
+    verdict.assert_right(kafka, view, held, tmp_path / "data")
 
 
 def test_revoked_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path) -> None:
@@ -71,7 +65,7 @@ def test_revoked_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path)
         wait_for_line(first, REBALANCING)
         os.kill(first.pid, signal.SIGUSR1)
         wait_until_windowed(kafka, view, first, second)
-    assert_right(kafka, view, held)
+    verdict.assert_right(kafka, view, held, tmp_path / "data")
 
 
 def test_stopped_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path) -> None:
@@ -87,7 +81,7 @@ def test_stopped_between_gathering_and_commit(kafka: LocalKafka, tmp_path: Path)
     assert committed_offsets(kafka.cluster, view.group_id, view.topics.range_chunks, builders.PARTITIONS) is not None
     with worker(kafka, view, tmp_path / "second.log") as second:
         wait_until_windowed(kafka, view, second)
-    assert_right(kafka, view, held)
+    verdict.assert_right(kafka, view, held, tmp_path / "data")
 
 
 def test_queue_full(kafka: LocalKafka, tmp_path: Path) -> None:
@@ -104,4 +98,4 @@ def test_queue_full(kafka: LocalKafka, tmp_path: Path) -> None:
         assert "error: records were not committed: Message failed: Local: Queue full" in log.read_text()
     with worker(kafka, view, tmp_path / "wide.log") as wide:
         wait_until_windowed(kafka, view, wide)
-    assert_right(kafka, view, held)
+    verdict.assert_right(kafka, view, held, tmp_path / "data")

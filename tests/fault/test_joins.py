@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import click
-import commands
 import consuming as consuming_program
 import pytest
+from commands import PATIENCE_S, wait_until
 from kafka_proxy import Api, KafkaProxy, Point
 from pod_topic import PodTopic, record
 from proxied_kafka import FenceableKafka
-from tcp_proxy import TcpProxy
+from tcp_proxy import Connection, TcpProxy
 
 from ingestor.kafka import connect, ensure_topics, wait_for_leaders
 from ingestor.standby import Standby
@@ -27,10 +27,6 @@ from stream_app.consumer import PodConsumer
 MEMBERS = 12
 SESSION_S = 6.0
 LOOK_S = 10.0
-PATIENCE_S = 60.0
-"""Far below the 5 minutes after which the library asks for metadata by itself, and that a join may take."""
-
-wait_until = partial(commands.wait_until, timeout_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +41,47 @@ def controller_net(broker: FenceableKafka) -> Iterator[TcpProxy]:
         yield proxy
 
 
+class Proxy(KafkaProxy):
+    """Spoils the answer to a group's first question about its topic, on request: to the library it is lost."""
+
+    def __init__(self, target_port: int, port: int) -> None:
+        super().__init__(target_port, port)
+        self.is_spoilt = False
+        self._victims = b"", b""
+        self._comes = False
+        self._question: tuple[Connection, int] | None = None
+
+    def spoil(self, group: str, topic: str) -> None:
+        """Spoil what is answered to the question for *topic* that follows the one for the group's coordinator."""
+        self._victims = group.encode(), topic.encode()
+
+    async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
+        async for frame in super().pieces(connection, data, asks=asks):
+            if asks:
+                self._hear(connection, frame)
+                yield frame
+            else:
+                yield self._answer(connection, frame)
+
+    def _hear(self, connection: Connection, frame: bytes) -> None:
+        (group, topic), (api, _, correlation) = self._victims, struct.unpack_from(">hhi", frame, 4)
+        if group and api == Api.FIND_COORDINATOR and group in frame:
+            self._comes = True
+        if api == Api.METADATA and self._comes and topic in frame and self._question is None:
+            self._question = connection, correlation
+
+    def _answer(self, connection: Connection, frame: bytes) -> bytes:
+        (correlation,) = struct.unpack_from(">i", frame, 4)
+        if self.is_spoilt or self._question != (connection, correlation):
+            return frame
+        self.is_spoilt = True
+        # Behind length, correlation, tags and throttle time: more brokers than there can be.
+        return frame[:13] + b"\xff" * (len(frame) - 13)
+
+
 @pytest.fixture
-def net(broker: FenceableKafka, controller_net: TcpProxy) -> Iterator[KafkaProxy]:
-    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
+def net(broker: FenceableKafka, controller_net: TcpProxy) -> Iterator[Proxy]:
+    with Proxy(broker.proxied_port, broker.proxy_port) as proxy:
         yield proxy
     controller_net.heal()
 
@@ -98,13 +132,13 @@ def poller(broker: FenceableKafka, topic: PodTopic, number: int) -> Comer:
 
 
 def see_them_join(
-    net: KafkaProxy, controller_net: TcpProxy, comers: list[Comer], subscribed: str, come: Callable[[], object]
+    net: Proxy, controller_net: TcpProxy, comers: list[Comer], subscribed: str, come: Callable[[], object]
 ) -> None:
     """Have members come to a broker that is fenced, end that, and lose answers about the topic; see that all join.
 
     Where they began no broker was listed, so each asks about its topic on the connection that it began with. Those
-    that first hear of the broker on another one, the group's, give it up with the question that is open on it.
-    Where none does, this only sees that all join.
+    that first hear of the broker on another one, the group's, give it up with the question that is open on it. Which
+    do is chance; `test_a_lost_answer_is_asked_for_again` has an answer lost for certain.
     """
     looks = [net.stop_at(Point(Api.FIND_COORDINATOR, is_answered=True, of=comer.group.encode())) for comer in comers]
     come()
@@ -115,7 +149,6 @@ def see_them_join(
     for look in looks:
         look.go_on()
     controller_net.heal()
-    # Which connection hears first is chance; of twelve members some mostly lose their answer.
     deadline = time.monotonic() + LOOK_S
     while not any(question.lost.is_set() for question in questions) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -131,7 +164,7 @@ def fence(topic: PodTopic, controller_net: TcpProxy) -> None:
 
 
 def test_models_that_come_to_a_fenced_broker(
-    broker: FenceableKafka, net: KafkaProxy, controller_net: TcpProxy, topic: PodTopic
+    broker: FenceableKafka, net: Proxy, controller_net: TcpProxy, topic: PodTopic
 ) -> None:
     """All have their partitions once the broker is back, though answers about their topic are lost."""
     comers, parked = [model(broker, topic, number) for number in range(MEMBERS)], []
@@ -145,12 +178,25 @@ def test_models_that_come_to_a_fenced_broker(
 
 
 def test_pollers_that_come_to_a_fenced_broker(
-    broker: FenceableKafka, net: KafkaProxy, controller_net: TcpProxy, topic: PodTopic
+    broker: FenceableKafka, net: Proxy, controller_net: TcpProxy, topic: PodTopic
 ) -> None:
     """All have their turn once the broker is back, though answers about their topic are lost."""
     comers = [poller(broker, topic, number) for number in range(MEMBERS)]
     fence(topic, controller_net)
     see_them_join(net, controller_net, comers, topic.names.positions, lambda: [comer.start() for comer in comers])
+
+
+@pytest.mark.parametrize("kind", [model, poller], ids=["model", "poller"])
+def test_a_lost_answer_is_asked_for_again(
+    broker: FenceableKafka, net: Proxy, topic: PodTopic, kind: Callable[[FenceableKafka, PodTopic, int], Comer]
+) -> None:
+    """A member whose question about its topic is not answered joins all the same, long before the library would ask."""
+    comer = kind(broker, topic, MEMBERS)
+    net.spoil(comer.group, topic.names.pods if kind is model else topic.names.positions)
+    comer.start()
+    # Not told otherwise, the library asks after 5 minutes.
+    wait_until(lambda: comer.has_joined, timeout_s=min(PATIENCE_S, 240.0))
+    assert net.is_spoilt
 
 
 @contextmanager
@@ -168,7 +214,7 @@ def life(broker: FenceableKafka, topic: PodTopic, log: Path) -> Iterator[subproc
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("api", [Api.JOIN_GROUP, Api.SYNC_GROUP], ids=lambda api: api.name)
 def test_killed_amid_its_join(
-    broker: FenceableKafka, net: KafkaProxy, topic: PodTopic, tmp_path: Path, api: Api, when: str
+    broker: FenceableKafka, net: Proxy, topic: PodTopic, tmp_path: Path, api: Api, when: str
 ) -> None:
     """No group waits for the life that was killed: the next one has its partitions."""
     log, of = tmp_path / "processed", consuming_program.group_of(topic.names.prefix).encode()

@@ -6,14 +6,29 @@ import json
 import os
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import files
 import pandas as pd
 import records
-from commands import backfill, run, view_of, wait_for_line, wait_until_windowed, worker, write_files
+from commands import (
+    PATIENCE_S,
+    backfill,
+    run,
+    stream_app,
+    view_flags,
+    view_of,
+    wait_for_line,
+    wait_until_windowed,
+    worker,
+    write_files,
+)
+from confluent_kafka import Producer
 
+from ingestor.kafka import DEFAULT_PARTITIONS, client_config, connect, ensure_topics, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import PIPE, Child
 from ingestor.local.prometheus import LocalPrometheus
@@ -21,6 +36,7 @@ from ingestor.local.prometheus import LocalPrometheus
 SMALL_RANGES = ["--range-samples", "1000", "--json"]
 SLOW = ["--max-samples-per-second", "4000"]
 """Whoever is to be killed in the middle has most of the job left, also where nobody looks for a second or two."""
+FILE_KILLS = 5
 
 
 def contents(storage: Path) -> dict[str, bytes]:
@@ -112,18 +128,38 @@ def test_ten_random_kills_give_the_same_records(kafka: LocalKafka, prometheus: L
 def test_killed_files_are_whole_after_the_next_run(
     kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path
 ) -> None:
-    """A file sink killed at any moment leaves no torn row, no row twice and none out."""
-    from commands import stream_app, view_flags  # noqa: PLC0415
-
+    """A file sink that is killed whenever its files have begun to grow leaves no row torn, twice or out."""
     expected = undisturbed(kafka, prometheus, tmp_path)
-    view = view_of("calm", "1m", "mean")
-    storage = tmp_path / "data"
-    where = ["--topic-prefix", "calm", "--bootstrap-servers", kafka.bootstrap_servers]
-    command = stream_app("files", "--storage", str(storage), *where, *view_flags(view))
-    for delay_s in (0.9, 1.1, 1.3, 1.5, 1.8):
-        sink = Child(command, log_path=tmp_path / "files.log")
+    view, storage = view_of("killed-files", "1m", "mean"), tmp_path / "data"
+    ensure_topics(connect(kafka.cluster), view.topics, DEFAULT_PARTITIONS)
+    where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    sink = Child(stream_app("files", "--storage", str(storage), *where, *view_flags(view)), log_path=tmp_path / "log")
+    *parts, rest = copied(kafka, "calm.pods", view.topics.pods, FILE_KILLS + 1)
+    for copy in parts:
+        copy()
+        before, deadline = sum(map(len, contents(storage).values())), time.monotonic() + PATIENCE_S
         sink.start()
-        time.sleep(delay_s)
+        while sum(map(len, contents(storage).values())) <= before:
+            assert sink.poll() is None, sink.log_tail()
+            assert time.monotonic() < deadline, sink.log_tail()
+            time.sleep(0.001)
         sink.kill()
+    assert contents(storage) != expected, "nothing is left to be written"
+    rest()
     write_files(kafka, view, storage)
     assert contents(storage) == expected
+
+
+def copied(kafka: LocalKafka, source: str, target: str, parts: int) -> list[Callable[[], None]]:
+    """Return what copies a sink topic's messages to another one, a part of each partition after the other."""
+    messages = {p: list(read_to_end(kafka.cluster, source, p)) for p in range(DEFAULT_PARTITIONS)}
+    producer = Producer(client_config(kafka.cluster))
+
+    def copy(part: int) -> None:
+        for partition, all_of_it in messages.items():
+            edges = [len(all_of_it) * edge // parts for edge in (part, part + 1)]
+            for message in all_of_it[slice(*edges)]:
+                producer.produce(target, message.value(), message.key(), partition)
+        assert producer.flush(PATIENCE_S) == 0
+
+    return [partial(copy, part) for part in range(parts)]

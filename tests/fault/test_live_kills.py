@@ -18,7 +18,7 @@ import exporter
 import pandas as pd
 import pytest
 import scraped
-from commands import PATIENCE_S, end, ingestor, view_of, worker
+from commands import PATIENCE_S, end, ingestor, view_of, worker, write_files
 
 from ingestor.core.time_range import TimeRange, floor_ms
 from ingestor.core.topics import Topics
@@ -83,7 +83,7 @@ def scraping(tmp_path: Path) -> Iterator[LocalPrometheus]:
 
 
 def test_every_sample_is_published_once(kafka: LocalKafka, scraping: LocalPrometheus, tmp_path: Path) -> None:
-    """Poller and Prometheus are killed twice each: nothing is missing, doubled or wrong, in chunks and in windows."""
+    """Poller and Prometheus are killed twice: nothing is missing, doubled or wrong, in chunks, records and files."""
     seed = int(os.environ.get("LIVE_KILLS_SEED") or 1)
     planned = outages(seed)
     click.echo("\n  ".join([f"LIVE_KILLS_SEED={seed}", *map(str, planned)]))
@@ -105,6 +105,7 @@ def test_every_sample_is_published_once(kafka: LocalKafka, scraping: LocalPromet
         covered = chunks.assert_adjoining(published, "live")
         last_window_ms = floor_ms(covered.end_ms, WINDOW_MS)
         windowed = scraped.windowed(kafka, view, child)
+    write_files(kafka, view, tmp_path / "data")
     assert covered.start_ms == position.start_ms
     assert covered.length_ms > 0.9 * LASTS_S * 1000
     held = scraped.samples(scraping, covered)
@@ -114,7 +115,8 @@ def test_every_sample_is_published_once(kafka: LocalKafka, scraping: LocalPromet
     assert_equal(found, held)
     assert_right_scenario(held)
     whole = TimeRange(-(-covered.start_ms // WINDOW_MS) * WINDOW_MS, last_window_ms)
-    scraped.assert_windows(windowed, held[held["timestamp"].between(whole.start_ms, whole.end_ms - 1)], whole)
+    inside = held[held["timestamp"].between(whole.start_ms, whole.end_ms - 1)]
+    scraped.assert_windows(windowed, tmp_path / "data", inside, whole)
 
 
 def disturb(poller: Poller, prometheus: LocalPrometheus, planned: list[Outage]) -> None:

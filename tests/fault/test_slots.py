@@ -16,7 +16,7 @@ import builders
 import feeding
 import patient_worker
 import pytest
-import records
+import verdict
 from commands import PATIENCE_S, end, view_of, wait_for_line, wait_until_windowed, worker
 
 from ingestor.core.time_range import TimeRange
@@ -47,9 +47,7 @@ def fed(kafka: LocalKafka, view: View) -> Iterator[Callable[[], None]]:
             running.result()
             published = held[held["timestamp"] < feed.end()]
             wait_until_windowed(kafka, view)
-            found = records.read(kafka.cluster, view.topics.pods, builders.PARTITIONS)
-            compared = records.compare(found, published, str(view.chunk_size), view.method, "pod")
-            assert compared.is_right, compared
+            verdict.assert_right(kafka, view, published)
 
         try:
             yield finish

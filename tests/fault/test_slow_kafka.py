@@ -8,13 +8,13 @@ from pathlib import Path
 import history
 import pandas as pd
 import pytest
-import records
+import verdict
 from commands import backfill, run, view_of, wait_until_windowed, worker
 from confluent_kafka import Producer
 from proxied_kafka import ProxiedKafka
 from tcp_proxy import TcpProxy
 
-from ingestor.core.time_range import floor_ms, iso
+from ingestor.core.time_range import TimeRange, floor_ms, iso
 from ingestor.core.topics import Topics
 from ingestor.kafka import client_config, connect, ensure_topics, hand_over, read_to_end
 from ingestor.local.prometheus import LocalPrometheus
@@ -70,8 +70,5 @@ def test_poller_and_worker(
     run(backfill(prometheus, broker.way_in, view.topics.prefix, "--range-samples", "2000", *first_hour))
     with worker(broker.way_in, view, tmp_path / "worker.log") as child:
         wait_until_windowed(broker, view, child)
-    found = records.read(broker.cluster, view.topics.pods)
     published = samples[samples["timestamp"] < MIDDLE_MS]
-    compared = records.compare(found, published, "1m", "mean", "pod")
-    assert compared.is_right, compared
-    assert sum(record.samples for record in found) == len(published)
+    verdict.assert_right(broker, view, published, tmp_path / "data", TimeRange(history.START_MS, MIDDLE_MS))

@@ -7,10 +7,15 @@ from pathlib import Path
 
 import click
 import storm
+from verdict import FILES, KAFKA
 
 FAULTS, LASTS_S = 10, 30.0
 SEED = 177
-"""Nine kinds of faults, Kafka killed among them. `make soak` takes others."""
+"""Nine kinds of faults, Kafka killed among them. `make soak` takes others.
+
+Three of the ten are of Prometheus' network, which nobody feels on a machine so slow that the poller asks for nothing
+meanwhile. The others wait until those are there whom they are meant for, so that the storm's bound is kept.
+"""
 
 
 def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
@@ -18,10 +23,11 @@ def test_all_windows_of_all_pods_are_there_once(tmp_path: Path) -> None:
     got each of them, and raw files have each sample.
 
     Poller, workers, file sinks and model are killed and frozen, Kafka and Prometheus too, their connections are cut,
-    stalled, slowed and refused, another poller and another worker come. PODSTREAM_FAULT_SEED=… is another storm.
+    stalled, slowed and refused, another poller and another worker come; most of these faults were felt.
+    PODSTREAM_FAULT_SEED=… is another storm.
     """
     seed = int(os.environ.get("PODSTREAM_FAULT_SEED") or SEED)
     outcome = storm.run(seed, tmp_path / "storm", FAULTS, LASTS_S)
     click.echo(outcome)
     assert outcome.is_right, outcome
-    assert outcome.checked > 4_000
+    assert outcome.checked(KAFKA) == outcome.checked(FILES) > 2_000

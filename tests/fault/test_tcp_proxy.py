@@ -71,32 +71,40 @@ def test_it_carries_and_slows(proxy: TcpProxy) -> None:
     """All bytes arrive as they were, also where they come slowly."""
     with connect(proxy) as client:
         assert exchange(client) == SENT
-        proxy.slow(100_000)
+        slow = proxy.slow(100_000)
         assert exchange(client) == SENT
+        felt = slow.felt
+        assert felt >= 2, "there and back"
+        proxy.end(slow)
+        assert exchange(client) == SENT
+        assert slow.felt == felt
 
 
 def test_a_cut_is_in_the_middle(proxy: TcpProxy) -> None:
     """A part of what is sent arrives, and the connection ends; the next one is as before."""
     with connect(proxy) as client:
         assert exchange(client) == SENT
-        proxy.cut_connections()
+        cut = proxy.cut_connections()
+        assert cut.felt == 0
         assert len(exchange(client)) < len(SENT)
-        assert proxy.cut == 1
+        assert cut.felt == 1
     with connect(proxy) as client:
         assert exchange(client) == SENT
 
 
 def test_what_is_stalled_comes_later(proxy: TcpProxy) -> None:
-    """Nothing comes, and nothing is lost."""
+    """Nothing comes, and nothing is lost; of two stalls that overlap the end of one ends only that."""
     with connect(proxy) as client:
         assert exchange(client) == SENT
-        proxy.stall()
+        first, second = proxy.stall(), proxy.stall()
+        proxy.end(first)
         client.sendall(SENT)
         client.settimeout(QUIET_S)
         with pytest.raises(TimeoutError):
             client.recv(1)
         client.settimeout(30)
-        proxy.heal()
+        assert (first.felt, second.felt > 0) == (0, True)
+        proxy.end(second)
         assert received(client, len(SENT)) == SENT
 
 
@@ -104,8 +112,9 @@ def test_refused_and_let_in_again(proxy: TcpProxy) -> None:
     """Who is there is dropped, who comes too."""
     with connect(proxy) as client:
         assert exchange(client) == SENT
-        proxy.refuse()
+        refusal = proxy.refuse()
         assert received(client, 1) == b""
+        assert refusal.felt == 1
     # Who comes may be dropped before it knows that it was let in.
     with suppress(ConnectionError), connect(proxy) as client:
         assert received(client, 1) == b""

@@ -7,8 +7,9 @@ import signal
 from pathlib import Path
 
 import chunks
+import history
 import pandas as pd
-import records
+import verdict
 from commands import PATIENCE_S, backfill, run, view_of, wait_for_line, wait_until, wait_until_windowed, worker
 from kafka_proxy import Api, KafkaProxy, Point
 from proxied_kafka import ProxiedKafka
@@ -37,10 +38,7 @@ def test_a_frozen_poller_is_fenced(
     assert "has taken over" in last_words
     with worker(kafka, view, tmp_path / "worker.log") as child:
         wait_until_windowed(kafka, view, child)
-    found = records.read(kafka.cluster, view.topics.pods)
-    compared = records.compare(found, samples, "1m", "mean", "pod")
-    assert compared.is_right, compared
-    assert sum(record.samples for record in found) == len(samples)
+    verdict.assert_right(kafka, view, samples, tmp_path / "data", history.TIME)
 
 
 def test_a_poller_that_was_frozen_in_its_commit(

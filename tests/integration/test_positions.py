@@ -15,8 +15,11 @@ from ingestor.core.topics import Topics
 from ingestor.kafka import connect, ensure_topics, has_unread
 from ingestor.local.kafka import LocalKafka
 from ingestor.packing import PackedRange
+from ingestor.poller import Poller, PollerSettings
 from ingestor.positions import Position, read_positions
 from ingestor.publisher import Publisher
+from ingestor.selector import Selector
+from ingestor.sources.http_query import HttpQuerySource
 
 
 def nothing(start_ms: int, end_ms: int) -> PackedRange:
@@ -81,3 +84,15 @@ def test_a_second_poller_of_a_job_fences_the_first(kafka: LocalKafka) -> None:
     assert moved.ended
     assert moved.sequences == (3, 3), "a marker, then a marker and the job's end"
     assert read_positions(kafka.cluster, topics) == {"job": moved}
+
+
+def test_two_pollers_of_a_command_that_is_new(kafka: LocalKafka) -> None:
+    """Both have looked, and found nothing: whoever claims the time second goes on with what the first has begun."""
+    topics = Topics("both-new")
+    ensure_topics(connect(kafka.cluster), topics, 2)
+    settings = PollerSettings(kafka.cluster, topics, Selector.parse('{pod!=""}'), "0", "9")
+    first, second = (Poller(settings, HttpQuerySource("http://127.0.0.1:9")) for _ in range(2))
+    (begun,) = first._claimed(0, 9000, 2)
+    assert begun.claimed == TimeRange(0, 9000)
+    assert [position.job for position in second._claimed(0, 9000, 2)] == [begun.job]
+    assert read_positions(kafka.cluster, topics).keys() == {begun.job}
