@@ -193,7 +193,8 @@ def _poll(flags: dict[str, Any]) -> None:
     display = _display(settings, as_json=as_json)
     poller = Poller(settings, source, display.show, stop, telemetry)
     try:
-        source.check()
+        # Where this poller stands by for hours, its clock is known all the same.
+        poller.backend_clock.ask(source.check)
     except (ConfigError, SourceUnavailable) as error:
         # A wrong address is told; but a live job that has begun knows that it was right once.
         is_away = isinstance(error, SourceUnavailable) or isinstance(error.__cause__, SourceUnavailable)

@@ -49,6 +49,9 @@ _READ_TO_END_S = 90.0
 FOREVER_MS = -1
 """Kafka's own spelling of a retention without end."""
 
+MAX_MESSAGE_BYTES = 2_097_152
+"""Of the sink topics and of dead letters: a broker's default is half of that."""
+
 COMPACTED = {"cleanup.policy": "compact"}
 DELETED_WITH_AGE = {"cleanup.policy": "delete"}
 
@@ -304,8 +307,9 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             name,
             num_partitions=wanted,
             replication_factor=-1,
-            # A dead letter is a message as large as the broker takes, and why it is dead.
-            config=config | ({"max.message.bytes": "2097152"} if name == topics.dead_letters else {}),
+            # A record may have many metrics; a dead letter is a message as large as the broker takes, and why it is
+            # dead.
+            config=config | ({} if name == topics.range_chunks else {"max.message.bytes": str(MAX_MESSAGE_BYTES)}),
         )
         for name in topics.partitioned
         if name not in existing

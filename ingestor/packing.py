@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -13,8 +13,8 @@ from ingestor.catalogue import Catalogue
 from ingestor.core import wire
 from ingestor.core.chunk import Float64Array, Int64Array, Refused, SeriesColumns
 from ingestor.core.declared import declared_bytes
-from ingestor.core.errors import PublishError
 from ingestor.core.time_range import TimeRange
+from ingestor.core.topics import NO_NAMESPACE
 
 _MAX_VALUE_BYTES = 900_000
 """Kafka's default limits are 1,048,588 B a message on the broker and 1,000,000 B in clients."""
@@ -22,6 +22,36 @@ _MAX_VALUE_BYTES = 900_000
 _CHUNK_SAMPLES = 150_000
 _CHUNK_ROWS = 12_000
 """At 4.7 B a sample (zstd, measured), and 50 B a series' labels, a chunk is then below the limit; others are halved."""
+
+
+_LONGEST_NAME = 1_000
+_ANY_METRIC = "*"
+"""What is said to be incomplete where a metric's own name is longer: markers and records have to hold it."""
+
+_SHOWN_CHARS = 200
+
+
+class LeftOut(NamedTuple):
+    """A series that fits into no message, because its labels are too long."""
+
+    metric: str
+    namespace: str
+    pod: str
+    needed_bytes: int
+    """For one of its samples."""
+
+    def __str__(self) -> str:
+        metric, namespace, pod = (name[:_SHOWN_CHARS] for name in (self.metric, self.namespace, self.pod))
+        of = f" of the pod {namespace or NO_NAMESPACE}/{pod}" if pod else ""
+        return (
+            f"a series of {metric}{of} is left out: with its labels a sample needs {self.needed_bytes:,} bytes, more "
+            "than a Kafka message may have; shorten them with --relabel"
+        )
+
+    @property
+    def told_as(self) -> str:
+        """What is incomplete without it."""
+        return self.metric if len(self.metric) <= _LONGEST_NAME else _ANY_METRIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +77,9 @@ class PackedRange:
     series: int
     partitions: list[list[bytes]]
     incomplete: tuple[Refused, ...] = ()
-    """What the backend refused for good."""
+    """What the backend refused for good, and what fits into no message."""
+    left_out: tuple[LeftOut, ...] = ()
+    """What fits into no message; none of their samples counts among *samples*."""
     lookback: PackedRange | None = None
     """Of a job's first range: each series' last sample before it; none of them counts among *samples*."""
 
@@ -60,17 +92,44 @@ class PackedRange:
 def pack(
     time_range: TimeRange, source: str, fetched: list[FetchedSeries], catalogue: Catalogue, partitions: int
 ) -> PackedRange:
-    """Route and pack the samples of *time_range*."""
+    """Route and pack the samples of *time_range*; a series that fits into no message is left out, and named."""
     rows = _Rows.of(fetched, catalogue)
     most = int(np.bincount(rows.partition, rows.length, partitions).max())
     # One after the other uses the same memory: what is new, the system has to clear.
     stamps, floats = np.empty(most, np.int64), np.empty(most, np.float64)
     packed = []
+    unfit: list[_Unfit] = []
     for number in range(partitions):
         chosen = np.flatnonzero(rows.partition == number)
         offsets = rows.gather(chosen, fetched, stamps, floats)
-        packed.append(list(_chunks(rows.id[chosen], offsets, stamps, floats, catalogue)))
-    return PackedRange(time_range, source, int(rows.length.sum()), len(np.unique(rows.id)), packed)
+        packed.append(list(_chunks(rows.id[chosen], offsets, stamps, floats, catalogue, unfit)))
+    left_out = _left_out(unfit, catalogue)
+    return PackedRange(
+        time_range,
+        source,
+        int(rows.length.sum()) - sum(one.samples for one in unfit),
+        len(np.unique(rows.id)) - len(left_out),
+        packed,
+        tuple(sorted({Refused(one.told_as, time_range.start_ms, time_range.end_ms) for one in left_out})),
+        left_out,
+    )
+
+
+class _Unfit(NamedTuple):
+    """Samples of a series that do not fit into a message even one by one."""
+
+    id: int
+    samples: int
+    needed_bytes: int
+
+
+def _left_out(unfit: list[_Unfit], catalogue: Catalogue) -> tuple[LeftOut, ...]:
+    if not unfit:
+        return ()
+    needed = {one.id: one.needed_bytes for one in unfit}
+    columns = catalogue.columns(np.array(list(needed), np.int64))
+    names = (columns[field].to_pylist() for field in ("metric", "namespace", "pod"))
+    return tuple(LeftOut(*named) for named in zip(*names, needed.values(), strict=True))
 
 
 def only_lasts(fetched: list[FetchedSeries], catalogue: Catalogue) -> list[FetchedSeries]:
@@ -142,14 +201,20 @@ def _gather(
 
 
 def _chunks(
-    ids: Int64Array, offsets: Int64Array, timestamps_ms: Int64Array, values: Float64Array, catalogue: Catalogue
+    ids: Int64Array,
+    offsets: Int64Array,
+    timestamps_ms: Int64Array,
+    values: Float64Array,
+    catalogue: Catalogue,
+    unfit: list[_Unfit],
 ) -> Iterator[bytes]:
-    """Yield message values, cutting rows where a message is full."""
-    first, rows = 0, len(ids)
-    while first < offsets[rows]:
+    """Yield message values, cutting rows where a message is full; note what does not fit into any."""
+    rows = _PartitionRows(ids, offsets, timestamps_ms, values, catalogue)
+    first, end = 0, len(ids)
+    while first < offsets[end]:
         row = int(np.searchsorted(offsets, first, "right")) - 1
-        last = min(first + _CHUNK_SAMPLES, int(offsets[min(row + _CHUNK_ROWS, rows)]))
-        yield from _encoded(ids, offsets, timestamps_ms, values, catalogue, first, last)
+        last = min(first + _CHUNK_SAMPLES, int(offsets[min(row + _CHUNK_ROWS, end)]))
+        yield from rows.encoded(first, last, unfit)
         first = last
 
 
@@ -158,30 +223,50 @@ def _unpacked_bytes(columns: dict[str, Any], samples: int) -> int:
     return sum(int(column.nbytes) for column in columns.values()) + 16 * samples
 
 
-def _encoded(
-    ids: Int64Array,
-    offsets: Int64Array,
-    timestamps_ms: Int64Array,
-    values: Float64Array,
-    catalogue: Catalogue,
-    first: int,
-    last: int,
-) -> Iterator[bytes]:
-    """Encode the samples [first, last), in halves where they do not fit into one message."""
-    row, end_row = int(np.searchsorted(offsets, first, "right")) - 1, int(np.searchsorted(offsets, last, "left"))
-    cut = np.clip(offsets[row : end_row + 1], first, last)
-    columns = catalogue.columns(ids[row:end_row])
-    series = SeriesColumns(**columns, offsets=cut, timestamps_ms=timestamps_ms, values=values)
-    value = wire.encode_series(series)
-    if len(value) <= _MAX_VALUE_BYTES and (
-        # Padding is the rest of it: few chunks are so large that a look at all of their buffers is needed.
-        2 * _unpacked_bytes(columns, last - first) <= wire.MOST_UNPACKED_BYTES
-        or declared_bytes(value) <= wire.MOST_UNPACKED_BYTES
-    ):
-        yield value
-    elif last - first == 1:
-        raise PublishError(f"one sample's labels need {len(value)} bytes, more than a Kafka message may have")
-    else:
+@dataclass(frozen=True, slots=True)
+class _PartitionRows:
+    """The rows of one partition, their samples one behind the other."""
+
+    ids: Int64Array
+    offsets: Int64Array
+    timestamps_ms: Int64Array
+    values: Float64Array
+    catalogue: Catalogue
+
+    def encoded(self, first: int, last: int, unfit: list[_Unfit]) -> Iterator[bytes]:
+        """Encode the samples [first, last), in halves where they do not fit into one message."""
+        value, fits = self._message(first, last)
+        if fits:
+            yield value
+            return
+        row, end_row = self._rows(first, last)
+        if end_row - row == 1:
+            # It is the labels, unless there is room for a sample of them.
+            value, fits = self._message(first, first + 1)
+            if not fits:
+                unfit.append(_Unfit(int(self.ids[row]), last - first, len(value)))
+                return
         middle = (first + last) // 2
-        yield from _encoded(ids, offsets, timestamps_ms, values, catalogue, first, middle)
-        yield from _encoded(ids, offsets, timestamps_ms, values, catalogue, middle, last)
+        yield from self.encoded(first, middle, unfit)
+        yield from self.encoded(middle, last, unfit)
+
+    def _rows(self, first: int, last: int) -> tuple[int, int]:
+        """Return the rows that the samples [first, last) lie in: the first one, and the one behind the last."""
+        return (
+            int(np.searchsorted(self.offsets, first, "right")) - 1,
+            int(np.searchsorted(self.offsets, last, "left")),
+        )
+
+    def _message(self, first: int, last: int) -> tuple[bytes, bool]:
+        """Return the samples [first, last) as a message's value, and whether it may be sent."""
+        row, end_row = self._rows(first, last)
+        cut = np.clip(self.offsets[row : end_row + 1], first, last)
+        columns = self.catalogue.columns(self.ids[row:end_row])
+        series = SeriesColumns(**columns, offsets=cut, timestamps_ms=self.timestamps_ms, values=self.values)
+        value = wire.encode_series(series)
+        fits = len(value) <= _MAX_VALUE_BYTES and (
+            # Padding is the rest of it: few chunks are so large that a look at all of their buffers is needed.
+            2 * _unpacked_bytes(columns, last - first) <= wire.MOST_UNPACKED_BYTES
+            or declared_bytes(value) <= wire.MOST_UNPACKED_BYTES
+        )
+        return value, fits

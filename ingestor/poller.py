@@ -37,15 +37,16 @@ from ingestor.lane import Bounds, Lane
 from ingestor.owners import Owners
 from ingestor.packing import PackedRange
 from ingestor.placements import Placements
-from ingestor.positions import LIVE_JOB, Position, job_name, known_positions, read_positions
+from ingestor.positions import LIVE_JOB, Position, Written, job_name, known_positions, read_positions
 from ingestor.presets import PRESETS
-from ingestor.publisher import Publisher
+from ingestor.publisher import Publisher, replaced
 from ingestor.reader import RangeReader, Selection, metric_names, whole_names
 from ingestor.rehearsal import rehearse
 from ingestor.relabel import Rules
 from ingestor.selector import Labels, Selector
 from ingestor.sources.base import Source
 from ingestor.sources.retrying import RetryingSource, log_retry
+from ingestor.sources.steady import SteadyClock
 from ingestor.splitting import Splits
 from ingestor.standby import Standby
 from ingestor.telemetry import Telemetry
@@ -206,6 +207,7 @@ class Poller:
         on_progress: called after every published range.
         stop: set it to end soon; what was published stays, what is being read is read again next time.
         telemetry: is told what happens.
+        backend_clock: what the backend's clock has said before.
     """
 
     settings: PollerSettings
@@ -213,7 +215,9 @@ class Poller:
     on_progress: Callable[[Progress], None] = lambda _: None
     stop: threading.Event = field(default_factory=threading.Event)
     telemetry: Telemetry = field(default_factory=lambda: Telemetry(""))
+    backend_clock: SteadyClock = field(default_factory=SteadyClock)
     _last: list[Position] = field(default_factory=list, init=False)
+    _written: Written = field(default_factory=Written, init=False)
     _trouble: IngestorError | None = field(default=None, init=False)
     _tell: Callable[[], None] | None = field(default=None, init=False)
     _thread: int = field(default=0, init=False)
@@ -234,7 +238,9 @@ class Poller:
         """
         is_live = self.settings.end is None
         patience_s = None if is_live else _BACKFILL_PATIENCE_S
-        self.source = RetryingSource(self.source, self.stop, patience_s, self._on_source_error, self.telemetry)
+        self.source = RetryingSource(
+            self.source, self.stop, patience_s, self._on_source_error, self.telemetry, self.backend_clock
+        )
         self._thread = threading.get_ident()
         # While we connect: that is mostly waiting.
         pool = ThreadPoolExecutor(1, "rehearsal")
@@ -325,7 +331,11 @@ class Poller:
                 # What has been loaded stays: the garbage collector need not look at it again and again. Once:
                 # an attempt that has failed leaves cycles behind, which would stay too.
                 gc.freeze()
-            publisher = stack.enter_context(Publisher(settings.cluster, settings.topics, settings.command))
+            if not waits:
+                self._raise_if_replaced()
+            publisher = stack.enter_context(
+                Publisher(settings.cluster, settings.topics, settings.command, self._written)
+            )
             self.telemetry.activated()
             self._last = self._begun(partitions, bounds)
             unfinished = [position for position in self._last if not position.ended]
@@ -338,6 +348,20 @@ class Poller:
                 if not self.stop.is_set():
                     self._publish_job(work, position)
             return self._last
+
+    def _raise_if_replaced(self) -> None:
+        """See that no other poller has gone on with a job since this one had it.
+
+        Who was frozen or cut off in a commit hears of a time-out, not of its successor, and would fence it.
+
+        Raises:
+            Fenced: one has.
+        """
+        settings = self.settings
+        if self._last and any(
+            map(self._written.is_anothers, read_positions(settings.cluster, settings.topics).values())
+        ):
+            raise replaced(settings.command)
 
     def _reader(self, placements: Placements, partitions: int) -> RangeReader:
         settings = self.settings
@@ -388,7 +412,7 @@ class Poller:
         """
         settings = self.settings
         # One transactional id for all commands: of two that look at the same time, one is fenced.
-        with Publisher(settings.cluster, settings.topics, _CLAIMS) as claims:
+        with Publisher(settings.cluster, settings.topics, _CLAIMS, self._written) as claims:
             stored = read_positions(settings.cluster, settings.topics).values()
             # Another poller of this command may have begun them while we asked the backend what there is.
             if mine := self._mine(stored, partitions):
@@ -536,6 +560,7 @@ class Poller:
 
     def _lane(self, work: _Work, position: Position, until_ms: Callable[[], int], length_ms: int) -> Lane:
         settings = self.settings
+        self._written.may_stand(position)
         interval_ms = settings.poll_interval_ms if position.end_ms is None else 0
         bounds = Bounds(settings.target_samples, settings.max_in_flight_samples, interval_ms)
         return Lane(position, work.reader, bounds, until_ms, length_ms)
@@ -597,6 +622,9 @@ class Poller:
         if lane.position.end_ms is not None:
             # While this one is published; a live job would ask the backend for its clock once more.
             lane.fill()
+        if packed.left_out:
+            # For `status`; the log has all of them.
+            self._trouble = PublishError(str(packed.left_out[0]))
         placed = work.placements.unwritten()
         position = replace(lane.position, samples_per_s=self._rate(packed.samples))
         committing = time.monotonic()
@@ -656,10 +684,14 @@ class Poller:
             return self.settings.target_samples
 
     def _until_due_s(self, lane: Lane) -> float:
-        """Return how long to wait; the backend's clock decides, ours only carries it on."""
+        """Return how long to wait; the backend's clock decides, ours only carries it on.
+
+        No longer than from poll to poll: a clock that was set back may be set right again.
+        """
         now_ms, asked_at_s = self._clock or self._ask_clock()
         settled_ms = now_ms + (time.monotonic() - asked_at_s) * 1000 - self.settings.settle_ms
-        return max(lane.position.position_ms + lane.least_due_ms - settled_ms, 100) / 1000
+        left_ms = lane.position.position_ms + lane.least_due_ms - settled_ms
+        return max(min(left_ms, self.settings.poll_interval_ms), 100) / 1000
 
     def _report(self, packed: PackedRange, position: Position, seconds: float) -> None:
         job_range = None if position.end_ms is None else TimeRange(position.start_ms, position.end_ms)

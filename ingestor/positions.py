@@ -124,6 +124,26 @@ class Position:
         return position
 
 
+class Written:
+    """What a process may have written as jobs' positions: whatever else stands there is another's."""
+
+    def __init__(self) -> None:
+        self._by_job: dict[str, set[bytes]] = {}
+
+    def may_stand(self, position: Position) -> None:
+        """Note what was read, or is about to be written: a commit of which nothing is heard may have gone through."""
+        self._by_job.setdefault(position.job, set()).add(position.to_json())
+
+    def stands(self, position: Position) -> None:
+        """Note what was committed."""
+        self._by_job[position.job] = {position.to_json()}
+
+    def is_anothers(self, stored: Position) -> bool:
+        """Tell whether another process has written a position of a job that this one has at hand."""
+        mine = self._by_job.get(stored.job)
+        return mine is not None and stored.to_json() not in mine
+
+
 def job_name(arguments: dict[str, Any]) -> str:
     """Name a backfill by its arguments as typed: the same command goes on where it stopped."""
     digest = hashlib.blake2b(orjson.dumps(arguments, option=orjson.OPT_SORT_KEYS), digest_size=5)

@@ -16,7 +16,7 @@ from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import Topics, message_key
 from ingestor.kafka import Cluster, client_config, failure, hand_over
 from ingestor.packing import PackedRange
-from ingestor.positions import Position
+from ingestor.positions import Position, Written
 from ingestor.workloads import Pod
 
 _TIMEOUT_S = 30.0
@@ -35,10 +35,12 @@ class Publisher:
         cluster: where to write.
         topics: where to write.
         command: names the transactional id: a second poller of the command's jobs fences this one.
+        written: is told of each position.
     """
 
-    def __init__(self, cluster: Cluster, topics: Topics, command: str) -> None:
+    def __init__(self, cluster: Cluster, topics: Topics, command: str, written: Written | None = None) -> None:
         self._topics = topics
+        self._written = written or Written()
         self._command = command
         self._producer = Producer(
             {
@@ -103,9 +105,8 @@ class Publisher:
                     self._send(partition, kind, header, value, packed.incomplete if kind == "marker" else ())
             for pod, service in (placed or {}).items():
                 self._produce(self._topics.workloads, service.encode(), message_key(*pod), 0)
-            self._store(moved)
 
-        self._in_transaction(write, advice=": where the way to it is slow give a smaller --range-samples")
+        self._in_transaction(write, [moved], advice=": where the way to it is slow give a smaller --range-samples")
         return moved
 
     def store(self, positions: Iterable[Position]) -> None:
@@ -115,12 +116,7 @@ class Publisher:
             Fenced: another poller of this job has taken over.
             PublishError: nothing was written.
         """
-
-        def write() -> None:
-            for position in positions:
-                self._store(_stamped(position))
-
-        self._in_transaction(write)
+        self._in_transaction(lambda: None, [_stamped(position) for position in positions])
 
     def cancel(self, position: Position) -> Position:
         """End a job that will never go on where it stands; return its last position.
@@ -137,34 +133,30 @@ class Publisher:
             for partition, sequence in enumerate(position.sequences):
                 header = Header(position.job, whole_job, sequence, "cancel", position.revision)
                 self._send(partition, "end", header, b"", ())
-            self._store(ended)
 
-        self._in_transaction(write)
+        self._in_transaction(write, [ended])
         return ended
 
     def _send(self, partition: int, kind: str, header: Header, value: bytes, incomplete: Sequence[Refused]) -> None:
         headers = wire.headers(kind, header, incomplete)
         self._produce(self._topics.range_chunks, value, None, partition, headers=list(headers))
 
-    def _store(self, position: Position) -> None:
-        self._produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
-
     def _produce(self, topic: str, value: bytes, key: bytes | None, partition: int, **more: Any) -> None:
         hand_over(self._producer, topic, value, key, partition, timeout_s=_TIMEOUT_S, **more)
 
-    def _in_transaction(self, write: Callable[[], None], advice: str = "") -> None:
+    def _in_transaction(self, write: Callable[[], None], positions: Sequence[Position], advice: str = "") -> None:
+        """Commit what *write* sends, and the positions behind it."""
         try:
             self._producer.begin_transaction()
             write()
+            for position in positions:
+                self._written.may_stand(position)
+                self._produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
             self._producer.commit_transaction(_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
             cause = error.args[0] if isinstance(error, KafkaException) else None
             if cause is not None and cause.name() in _REPLACED:
-                raise Fenced(
-                    f"another poller of {self._command} has taken over, or cancelled it, or this one stood still for "
-                    f"more than {_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job (--on-conflict wait stands "
-                    "by), and start it again if it is this one"
-                ) from error
+                raise replaced(self._command) from error
             if cause is not None and cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - no public name
                 raise PublishError(
                     f"nothing was committed: Kafka has not taken it within {_TIMEOUT_S:.0f} s ({cause.str()}){advice}"
@@ -172,6 +164,17 @@ class Publisher:
             if cause is not None:
                 raise failure(cause, "a range was not committed") from error
             raise PublishError(f"a range was not committed: {error}") from error
+        for position in positions:
+            self._written.stands(position)
+
+
+def replaced(command: str) -> Fenced:
+    """Return what to raise where another poller of *command* goes on with its jobs."""
+    return Fenced(
+        f"another poller of {command} has taken over, or cancelled it, or this one stood still for more than "
+        f"{_TRANSACTION_TIMEOUT_MS // 1000} s: run one poller a job (--on-conflict wait stands by), and start it "
+        "again if it is this one"
+    )
 
 
 def _chunks(packed: PackedRange, partition: int) -> list[tuple[str, TimeRange, str, bytes]]:

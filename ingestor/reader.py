@@ -188,11 +188,22 @@ class RangeReader:
             if earlier is not None:
                 before.series = only_lasts(before.series, catalogue)
                 packed = replace(packed, lookback=self._packed(earlier, before, catalogue))
-        return replace(packed, incomplete=tuple(sorted(refused)))
+        refused += self._left_out(packed)
+        return replace(packed, incomplete=tuple(_joined(refused)))
 
     def _packed(self, time_range: TimeRange, fetched: _Fetched, catalogue: Catalogue) -> PackedRange:
         source = "+".join(sorted(fetched.ways)) or self._source.name
         return pack(time_range, source, fetched.series, catalogue, self._partitions)
+
+    def _left_out(self, packed: PackedRange) -> list[Refused]:
+        """Tell what fits into no message, and return what to say of it."""
+        before = packed.lookback
+        for one in (*packed.left_out, *(before.left_out if before else ())):
+            log.error("a series fits into no message; its samples are missing", extra={"error": str(one)})
+        refused = [*packed.incomplete, *_told_of_first_ms(before.incomplete if before else (), packed.time_range)]
+        for metric in {one.metric for one in refused}:
+            self._telemetry.incomplete(metric)
+        return refused
 
     def _current_catalogue(self) -> Catalogue:
         # A server that has just started knows no types before its first scrapes.
@@ -291,9 +302,7 @@ class RangeReader:
                 # A copy: it knows what the range has taught, and what is refused before a job teaches nothing of it.
                 self._read_part(replace(metric), selector, earlier, last)
                 before.join(last)
-        if before.refused:
-            # What is missing there is missing in the first window; no job has published the time before.
-            whole.refused.append(Refused(name, time_range.start_ms, time_range.start_ms + 1))
+        whole.refused += _told_of_first_ms(before.refused, time_range)
         whole.refused = _joined(whole.refused)
         self._throttle.spend(whole.samples + before.samples)
         self._telemetry.samples_read(time_range, whole.samples)
@@ -531,6 +540,14 @@ def _lookback_of(first: TimeRange) -> TimeRange | None:
     if first.start_ms <= 0:
         return None
     return TimeRange(max(first.start_ms - LOOKBACK_MS, 0), first.start_ms)
+
+
+def _told_of_first_ms(before: Iterable[Refused], time_range: TimeRange) -> list[Refused]:
+    """Return what to say of what is missing in the time before a job's first range.
+
+    It is missing in the first window; no job has published the time before.
+    """
+    return [Refused(name, time_range.start_ms, time_range.start_ms + 1) for name in {one.metric for one in before}]
 
 
 def _joined(refused: list[Refused]) -> list[Refused]:

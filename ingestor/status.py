@@ -45,7 +45,7 @@ def as_text(positions: Iterable[Position], now_ms: int) -> Iterator[str]:
         if position.last_error:
             yield f"  last error, {ago(now_ms - position.last_error_ms)}: {position.last_error}"
         if position.incomplete:
-            yield f"  incomplete, the backend refuses samples of: {', '.join(position.incomplete)}"
+            yield f"  incomplete, samples are missing of: {', '.join(position.incomplete)}"
 
 
 def _row(position: Position, now_ms: int) -> tuple[str, ...]:

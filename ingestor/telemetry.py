@@ -55,7 +55,8 @@ INCOMPLETE = Described(
     "podstream_poller_incomplete_ranges_total",
     "counter",
     ("metric",),
-    "Ranges published without all of a metric, because the backend refuses it however little is asked for.",
+    "Ranges published without all of a metric: the backend refuses it however little is asked for, or its labels "
+    "fit into no message.",
 )
 POSITION = Described(
     "podstream_poller_position_timestamp_seconds", "gauge", (), "Event time up to which all is published."
@@ -203,7 +204,7 @@ class Telemetry(Exposed):
         self._retries.labels(of).inc()
 
     def incomplete(self, metric: str) -> None:
-        """Count a range that lacks (a part of) *metric*, because the backend refuses it for good."""
+        """Count a range that lacks (a part of) *metric* for good."""
         self._incomplete.labels(self._incomplete_names.name(metric)).inc()
 
     def failed(self, error: BaseException) -> None:

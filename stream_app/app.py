@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import faust
@@ -21,17 +21,19 @@ from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.chunk import Marker, RangeChunk
 from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, PublishError
+from ingestor.core.time_range import iso
 from ingestor.kafka import Cluster, client_config, connect, stable_ends
 from ingestor.web import pages
 from stream_app.dashboard.server import PAGES, Dashboard
-from stream_app.dead_letters import dead_letter
+from stream_app.dead_letters import SMALLER_RECORDS, dead_letter, size_letter
 from stream_app.earlier import EarlierResults, earlier_results, has_written, used_partitions
 from stream_app.faust_transport import App, Transport, arrived, credentials, group_metadata, member_id, reads
 from stream_app.group_commit import GroupCommit
 from stream_app.methods import MAX_HELD_VALUES
 from stream_app.pipeline import Emission, Pipeline, Unreadable
+from stream_app.records import decode_record
 from stream_app.telemetry import Telemetry
-from stream_app.transactions import Commit, Transactions, instance_id, refuse_too_large
+from stream_app.transactions import Commit, Transactions, instance_id
 from stream_app.view import View
 from stream_app.warm_up import warm_up
 from stream_app.web import add_pages
@@ -55,6 +57,11 @@ _COMMIT_EVERY = 200
 
 _TURN_SAMPLES = 1_000_000
 """Feed no more in one turn: chunks are in memory until it ends."""
+
+_DELETED = (
+    "where this view must go on, was deleted by retention: lengthen the topic's retention.ms, and give --accept-loss "
+    "to go on; windows that the deleted stretch cuts are marked incomplete"
+)
 
 _LOOK_EVERY_S = 5.0
 """How often the partitions' ends are asked for, with one request."""
@@ -210,6 +217,7 @@ class Worker:
         )
         app.listener = settings.listener
         app.before_nameless_join = self._refuse_second_turn
+        app.overtaken = self._refuse_deleted
         app.transport = Transport(app.conf.broker_consumer, app)
         chunks = app.topic(
             self._view.topics.range_chunks,
@@ -265,6 +273,21 @@ class Worker:
         if self._stopping:
             # It joins when this returns.
             await asyncio.Event().wait()
+
+    def _refuse_deleted(self, partition: int, offset: int) -> None:
+        """End the worker where retention has overtaken it, as its next start would be refused.
+
+        What is missing would be told only of jobs of which something comes later. Called in the consumer's thread.
+        """
+        topic = self._view.topics.range_chunks
+        if self._settings.accept_loss:
+            log.error(
+                "chunks were deleted before they were read; windows that they cut are marked incomplete",
+                extra={"topic": topic, "partition": partition, "offset": offset},
+            )
+        else:
+            error = ConfigError(f"{topic} partition {partition}: offset {offset}, {_DELETED}")
+            self._loop.call_soon_threadsafe(self._fail, error)
 
     def _own_member_id(self) -> str:
         return self._member_id
@@ -359,20 +382,37 @@ class Worker:
         return fed, self._held_too_much(pipelines)
 
     def _worth_writing(self, partition: int, pipeline: Pipeline, emissions: list[Emission]) -> list[Emission]:
-        """Return what is written of *emissions*; where there are none, a commit when it is time for one.
-
-        Raises:
-            PublishError: a record is too large.
-        """
+        """Return what is written of *emissions*; where there are none, a commit when it is time for one."""
         reached, kept = self._commits.reached(partition, pipeline), []
         if not emissions and pipeline.low - reached >= _COMMIT_EVERY:
             emissions = [pipeline.idle_emission()]
         for emission in emissions:
             if emission.records or emission.letters or emission.final or emission.offset - reached >= _COMMIT_EVERY:
-                refuse_too_large(emission)
                 reached = emission.offset
-                kept.append(emission)
+                kept.append(self._told_of_size(partition, emission))
         return kept
+
+    def _told_of_size(self, partition: int, emission: Emission) -> Emission:
+        """Return an emission with a dead letter for each record that is written without its metrics."""
+        letters = []
+        for batch in emission.records:
+            for place, size_bytes in batch.too_large.items():
+                key, value = batch.keys[place], batch.values[place]
+                log.error(
+                    "a record is too large and is written without its metrics: %s",
+                    SMALLER_RECORDS,
+                    extra={
+                        "topic": batch.topic,
+                        "record": key.decode(),
+                        "window": iso(decode_record(value).window_start_ms),
+                        "bytes": size_bytes,
+                    },
+                )
+                to = self._view.topics.dead_letters
+                letters.append(
+                    size_letter(to, key, value, topic=batch.topic, partition=partition, size_bytes=size_bytes)
+                )
+        return replace(emission, letters=[*emission.letters, *letters]) if letters else emission
 
     def _take(self, fed: _Fed, membership: bytes) -> None:
         partition = fed.message.partition
@@ -404,9 +444,7 @@ class Worker:
         view, topic = self._view, self._view.topics.range_chunks
         if commit.offset < commit.first and not self._settings.accept_loss:
             raise ConfigError(
-                f"{topic} partition {partition}: offset {commit.offset}, where this view must go on, was deleted by "
-                f"retention (the first is {commit.first}): lengthen its retention.ms, and give --accept-loss to go on; "
-                "windows that the deleted stretch cuts are marked incomplete"
+                f"{topic} partition {partition}: offset {commit.offset} (the first is {commit.first}), {_DELETED}"
             )
         if may_be_lost and has_written(self._cluster, view, partition, self._went_on):
             raise ConfigError(

@@ -1,19 +1,25 @@
-"""What becomes of messages that cannot be read: kept as they are, with where they stood and why."""
+"""What becomes of messages that cannot be read, kept as they are, and what is told of records that are too large."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ingestor.core.time_range import iso
+from stream_app.encoding import MAX_RECORD_BYTES
 from stream_app.pipeline import Output
+from stream_app.records import decode_record
 
-REASONS = ("headers", "value")
-"""What cannot be read."""
-
-MAX_LETTER_BYTES = 2_000_000
-"""What a dead letter may have: a broker takes 1,048,588 B by default, and what says why comes on top."""
+REASONS = ("headers", "value", "size")
+"""What cannot be read, or is too much."""
 
 _MOST_VALUE_BYTES = 1_900_000
+"""What says why comes on top, and the topic takes 2,097,152."""
 _MOST_ERROR_CHARACTERS = 1_000
+
+SMALLER_RECORDS = (
+    "leave metrics out (ingestor --match, --relabel) or split fewer labels (--split-by), under another --topic-prefix"
+)
+"""What to do where records are too large."""
 
 
 def dead_letter(
@@ -45,3 +51,23 @@ def dead_letter(
     kept = [(name, content or b"") for name, content in headers or ()]
     why = [(f"dead-letter.{name}", text.encode()) for name, text in told.items()]
     return Output(to, key, value[:_MOST_VALUE_BYTES], (*kept, *why), reason)
+
+
+def size_letter(to: str, key: bytes, value: bytes, *, topic: str, partition: int, size_bytes: int) -> Output:
+    """Return the message for the topic *to* about a record that was written without its metrics.
+
+    Args:
+        to: the topic of dead letters.
+        key: the record's.
+        value: as it was written: window, job and number of samples are told there.
+        topic: where it was written.
+        partition: likewise.
+        size_bytes: what it would have taken.
+    """
+    window = iso(decode_record(value).window_start_ms)
+    error = (
+        f"the record of {key.decode()} from {window} on takes {size_bytes:,} bytes, more than {MAX_RECORD_BYTES:,}, "
+        f"and is written without its metrics: {SMALLER_RECORDS}"
+    )
+    told = {"topic": topic, "partition": str(partition), "error": error, "cut": str(size_bytes)}
+    return Output(to, key, value, tuple((f"dead-letter.{name}", text.encode()) for name, text in told.items()), "size")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import orjson
@@ -17,7 +17,11 @@ from stream_app.records import RECORD_VERSION, record_key
 from stream_app.windows import Closed, Group
 
 EVERY_METRIC = "*"
-"""In ``incomplete``: messages were missing or unreadable, which may have held any metric."""
+"""In ``incomplete``: samples of any metric may be missing, for messages were missing or unreadable, or all are, for the
+record would have been too large."""
+
+MAX_RECORD_BYTES = 2_000_000
+"""Key and value, before compression: what does not compress must fit into a topic's ``max.message.bytes`` too."""
 
 _Entry = TypeVar("_Entry")
 
@@ -85,13 +89,25 @@ def result_hash(names: Sequence[str], values: Float64Array, samples: int) -> int
     return hash((tuple(names), same.tobytes(), samples)) or 1
 
 
-def encode_records(cells: Closed, first: int, last: int, context: RecordContext) -> tuple[list[bytes], list[bytes]]:
-    """Return keys and values of one message a (window, group) of ``cells[first:last]``, which begin and end with one.
+class Encoded(NamedTuple):
+    """Messages of records, in their order."""
 
-    Values are JSON as documented in DESIGN.md: NaN is null, infinities are "+Inf" and "-Inf".
+    keys: list[bytes]
+    values: list[bytes]
+    too_large: dict[int, int]
+    """Those that stand there without their metrics, by their place: how many bytes each would have."""
+
+
+def encode_records(
+    cells: Closed, first: int, last: int, context: RecordContext, most_bytes: int = MAX_RECORD_BYTES
+) -> Encoded:
+    """Return one message a (window, group) of ``cells[first:last]``, which begin and end with one.
+
+    Values are JSON as documented in DESIGN.md: NaN is null, infinities are "+Inf" and "-Inf". A record that takes more
+    than *most_bytes* is written as if a hole had taken all of its metrics.
     """
     if first == last:
-        return [], []
+        return Encoded([], [], {})
     starts = record_starts(cells, first, last)
     groups, group = _used(cells.groups, cells.group[first:last][starts])
     metrics, metric = _used(cells.metrics, cells.metric[first:last])
@@ -104,22 +120,37 @@ def encode_records(cells: Closed, first: int, last: int, context: RecordContext)
         *(_tail(context.missing(start_ms, end_ms)) for start_ms, end_ms in windows),
         *(orjson.dumps(name) + b":" for name in metrics),
     ]
-    middle, values = window + len(groups), cells.value[first:last]
+    middle, numbers = window + len(groups), cells.value[first:last]
+    samples = np.add.reduceat(cells.samples[first:last], starts)
     text, ends = join_records(
         np.frombuffer(b"".join(pieces), np.uint8),
         np.cumsum([0, *map(len, pieces)]),
         group,
         middle,
         middle + len(windows),
-        np.add.reduceat(cells.samples[first:last], starts),
+        samples,
         np.append(starts, last - first),
         metric + (len(groups) + 2 * len(windows)),
-        values,
-        np.frombuffer(orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8),
+        numbers,
+        np.frombuffer(orjson.dumps(numbers, option=orjson.OPT_SERIALIZE_NUMPY), np.uint8),
     )
-    keys = [record_key(who.namespace, who.pod, who.service) for who in groups]
+    names = [record_key(who.namespace, who.pod, who.service) for who in groups]
     records, bounds = text.data, [0, *ends.tolist()]
-    return [keys[at] for at in group.tolist()], [records[begin:end].tobytes() for begin, end in pairwise(bounds)]
+    keys = [names[at] for at in group.tolist()]
+    values = [records[begin:end].tobytes() for begin, end in pairwise(bounds)]
+    sizes = np.diff(ends, prepend=0) + np.array([*map(len, names)])[group]
+    too_large: dict[int, int] = {}
+    for place in np.flatnonzero(sizes > most_bytes).tolist():
+        too_large[place] = int(sizes[place])
+        values[place] = _emptied(context, groups[group[place]], windows[window[place]], int(samples[place]))
+    return Encoded(keys, values, too_large)
+
+
+def _emptied(context: RecordContext, who: Group, window: tuple[int, int], samples: int) -> bytes:
+    """Return the record of a window all of which lies in a hole."""
+    lost = replace(context, holes=[*context.holes, window])
+    (middle,) = _middles(lost, [window])
+    return b'%b%b%d,"metrics":{%b' % (_head(who), middle, samples, _tail(lost.missing(*window)))
 
 
 def _used(table: Sequence[_Entry], numbers: Int64Array) -> tuple[list[_Entry], Int64Array]:

@@ -72,6 +72,9 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
             self.reads = {}
             return records
         before = self.reads if assignment is self._assignment else {}
+        if assignment is not self._assignment:
+            for tp in assignment.tps:
+                self._watch(tp.partition, assignment.state_value(tp))
         self._assignment, reads = assignment, {}
         for tp in assignment.tps:
             read = before.get(tp.partition, Read(None, None, None))
@@ -85,6 +88,18 @@ class _ConsumerThread(driver.AIOKafkaConsumerThread):
         is_idle = not records and active_partitions == assignment.tps
         consumer._fetcher._fetch_max_wait_ms = _IDLE_FETCH_MAX_WAIT_MS if is_idle else _FETCH_MAX_WAIT_MS  # noqa: SLF001
         return records
+
+    def _watch(self, partition: int, state: Any) -> None:
+        """Have the app told where retention overtakes us: the library goes on at the first message that is left."""
+        reset, app = state.await_reset, cast(App, self.app)
+
+        def await_reset(strategy: Any) -> None:
+            # Without a commit it begins so too, and there is no position yet.
+            if state.has_valid_position:
+                app.overtaken(partition, state.position)
+            reset(strategy)
+
+        state.await_reset = await_reset
 
 
 class _Consumer(driver.Consumer):
@@ -132,6 +147,8 @@ class App(faust.App):
     before_nameless_join: Callable[[], Awaitable[None]]
     """Awaited in the consumer's thread before each join of the group by which this worker asks for a new name: the
     first one, and those after the group has put it out."""
+    overtaken: Callable[[int, int], None]
+    """Called in the consumer's thread with a partition, and with the offset that was to be read and is deleted."""
 
     def _new_web(self) -> Web:
         return Web(self, self.listener)

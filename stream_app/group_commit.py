@@ -168,7 +168,8 @@ class GroupCommit:
                 self._telemetry.handled(one.partition, one.handled)
             if self._last.get(one.partition) is one:
                 del self._last[one.partition]
+            records = sum(map(len, one.emission.records))
             # A dead letter was told of when it was found.
-            if not one.emission.letters:
-                told = {"partition": one.partition, "records": one.messages, "offset": one.emission.offset}
+            if records or not one.emission.letters:
+                told = {"partition": one.partition, "records": records, "offset": one.emission.offset}
                 log.info("windows emitted", extra=told)

@@ -11,7 +11,7 @@ import base64
 import logging
 import zlib
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -73,6 +73,8 @@ class Batch:
     keys: list[bytes]
     values: list[bytes]
     """Of each record."""
+    too_large: Mapping[int, int] = field(default_factory=dict)
+    """Those that are written without their metrics, by their place: how many bytes each would have."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -468,10 +470,16 @@ class Pipeline:
         topic = self._view.topics.sink(group_by)
         if news is not None and not any(news):
             return Batch(topic, [], [])
-        keys, values = encode_records(cells, first, last, context)
+        keys, values, too_large = encode_records(cells, first, last, context)
         if news is None:
-            return Batch(topic, keys, values)
-        return Batch(topic, list(compress(keys, news)), list(compress(values, news)))
+            return Batch(topic, keys, values, too_large)
+        kept = enumerate(compress(range(len(news)), news))
+        return Batch(
+            topic,
+            list(compress(keys, news)),
+            list(compress(values, news)),
+            {place: too_large[before] for place, before in kept if before in too_large} if too_large else {},
+        )
 
     def _context(self, name: str, job: _Job) -> RecordContext:
         return RecordContext(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AclOperation, AdminClient, ConfigResource, ResourceType  # type: ignore[attr-defined]
 
 from ingestor.core.errors import ConfigError
-from ingestor.kafka import CONNECT_TIMEOUT_S, Cluster, commits, failure, when_settled
+from ingestor.kafka import CONNECT_TIMEOUT_S, MAX_MESSAGE_BYTES, Cluster, commits, failure, when_settled
 from stream_app.pipeline import refuse_other_view
 from stream_app.view import View
+
+log = logging.getLogger(__name__)
 
 _PASSES = (
     # What was made just now, or a moment ago by another worker, is not known to every broker yet.
@@ -19,7 +23,7 @@ _PASSES = (
 
 
 def check_view(admin: AdminClient, cluster: Cluster, view: View, partitions: int) -> None:
-    """Refuse a view that cannot be made right, of a chunk topic with so many partitions.
+    """Refuse a view that cannot be made right, of a chunk topic with so many partitions; warn of one that may not be.
 
     Raises:
         ConfigError: the user lacks a right, another view writes the same records, or chunks are deleted
@@ -35,6 +39,7 @@ def check_view(admin: AdminClient, cluster: Cluster, view: View, partitions: int
 
     try:
         when_settled(look, also=_PASSES)
+        when_settled(lambda: _warn_of_small_messages(admin, view), also=_PASSES)
     except KafkaException as error:
         raise failure(error, "Kafka does not say what is there") from error
 
@@ -98,3 +103,25 @@ def _refuse_short_retention(admin: AdminClient, view: View) -> None:
             f"windows of {view.chunk_size.in_words()} need {topic} to keep chunks for twice as long: its retention.ms "
             f"is {retention_ms}; make it {2 * view.chunk_size.longest_ms} or more, or choose a shorter --chunk-size"
         )
+
+
+def _warn_of_small_messages(admin: AdminClient, view: View) -> None:
+    """A large record would end the worker, if one ever comes: topics of earlier releases have the broker's default."""
+    names = [*(view.topics.sink(group_by) for group_by in view.group_by), view.topics.dead_letters]
+    resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
+    for resource, future in admin.describe_configs(resources, request_timeout=CONNECT_TIMEOUT_S).items():
+        try:
+            most_bytes = int(future.result()["max.message.bytes"].value)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                raise
+            # Whoever gives us rights may not want us to know.
+            continue
+        if most_bytes < MAX_MESSAGE_BYTES:
+            log.warning(
+                "a topic takes smaller messages than records may become, and one that it refuses ends the worker: "
+                "kafka-configs.sh --alter --entity-type topics --entity-name %s --add-config max.message.bytes=%d",
+                resource.name,
+                MAX_MESSAGE_BYTES,
+                extra={"topic": resource.name, "max_message_bytes": most_bytes},
+            )

@@ -78,7 +78,7 @@ class Record:
     samples: int
     metrics: dict[str, float]
     incomplete: tuple[str, ...] = ()
-    """Metrics of which the backend refused samples of the window."""
+    """Metrics that samples of the window are missing of; ``*``: of any."""
 
 
 def record_key(namespace: str, pod: str | None, service: str) -> bytes:

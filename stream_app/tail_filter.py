@@ -25,7 +25,8 @@ class Wanted:
     """Records of services have no pod: where pods are asked for, they are left out."""
 
     metrics: tuple[str, ...] = ()
-    """Other metrics are taken out of records, and records that have no other are left out."""
+    """Other metrics are taken out of records, and records that have no other are left out; those without any say that
+    all are missing."""
 
     chunk_size: str | None = None
     """As records spell it."""
@@ -75,7 +76,7 @@ class RecordFilter:
         if not asked.metrics:
             return record
         metrics = {name: record.metrics[name] for name in self.metrics(tuple(record.metrics))}
-        return replace(record, metrics=metrics) if metrics else None
+        return replace(record, metrics=metrics) if metrics or not record.metrics else None
 
     def wants(self, namespace: str, pod: str | None, service: str) -> bool:
         """Tell whether records of a pod, or where *pod* is None of a service, are wanted."""

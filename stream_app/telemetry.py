@@ -26,7 +26,10 @@ DELAY_BUCKETS = (1, 2.5, 5, 10, 20, 30, 45, 60, 90, 120, 300, 600, 1800, 3600, 2
 
 RECORDS = Described("podstream_worker_records_total", "counter", ("topic",), "Records committed to the sink topics.")
 DEAD_LETTERS = Described(
-    "podstream_worker_dead_letters_total", "counter", ("reason",), "Messages that were set aside as dead letters."
+    "podstream_worker_dead_letters_total",
+    "counter",
+    ("reason",),
+    "Dead letters: messages set aside because of their headers or value, and records cut because of their size.",
 )
 WINDOWS_CLOSED = Described(
     "podstream_worker_windows_closed_total",

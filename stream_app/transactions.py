@@ -10,8 +10,15 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from confluent_kafka.admin import AdminClient
 
 from ingestor.core.errors import Fenced, PublishError
-from ingestor.kafka import Cluster, client_config, failure, stored_commits, when_settled
-from stream_app.dead_letters import MAX_LETTER_BYTES
+from ingestor.kafka import (
+    MAX_MESSAGE_BYTES,
+    Cluster,
+    client_config,
+    failure,
+    stored_commits,
+    when_settled,
+)
+from stream_app.encoding import MAX_RECORD_BYTES
 from stream_app.pipeline import Emission
 
 _TIMEOUT_S = 30.0
@@ -21,6 +28,9 @@ _TRANSACTION_TIMEOUT_MS = 30_000
 _QUEUE_MESSAGES = 1_000_000
 
 _LOOK_S = 3.0
+
+_TAKEN_BYTES = 1_000_000
+"""A topic takes so much by default (1,048,588), with the record's key."""
 
 _STALE_MEMBER = {"ILLEGAL_GENERATION", "UNKNOWN_MEMBER_ID", "REBALANCE_IN_PROGRESS"}
 _REPLACED = {
@@ -88,7 +98,7 @@ class Transactions:
                 "queue.buffering.max.messages": queue_messages,
                 "queue.buffering.max.kbytes": 1_048_576,
                 # The broker has a bound for each topic.
-                "message.max.bytes": MAX_LETTER_BYTES + 50_000,
+                "message.max.bytes": MAX_RECORD_BYTES + 50_000,
             }
         )
         # It never subscribes. Its committed() waits for offsets of open transactions; aiokafka's does not.
@@ -140,7 +150,7 @@ class Transactions:
             producer.send_offsets_to_transaction(commits, group_metadata, _TIMEOUT_S)
             producer.commit_transaction(_TIMEOUT_S)
         except (KafkaException, BufferError) as error:
-            self._give_up(error)
+            self._give_up(error, emissions)
 
     def _produce(self, partition: int, emission: Emission) -> None:
         for batch in emission.records:
@@ -172,7 +182,7 @@ class Transactions:
         if any(other.group_instance_id == mine and other.member_id != member_id for other in members):
             raise self._fenced()
 
-    def _give_up(self, error: KafkaException | BufferError) -> None:
+    def _give_up(self, error: KafkaException | BufferError, emissions: Sequence[tuple[int, Emission]]) -> None:
         cause = error.args[0] if isinstance(error, KafkaException) else None
         if cause is None:
             raise PublishError(f"records were not committed: {error}") from error
@@ -185,12 +195,13 @@ class Transactions:
             if cause.name() in _STALE_MEMBER:
                 raise Superseded from error
         self._refuse_replaced(cause, error)
+        what = f"records were not committed{_refused_for_size(emissions)}"
         if cause.code() == KafkaError._TIMED_OUT:  # noqa: SLF001 - the library has no public name for it
             raise PublishError(
-                f"records were not committed: Kafka has not answered for {_TIMEOUT_S:.0f} s, or this worker stood still"
-                ": start it again, it goes on from its commit"
+                f"{what}: Kafka has not answered for {_TIMEOUT_S:.0f} s, or this worker stood still: start it again, "
+                "it goes on from its commit"
             ) from error
-        raise failure(cause, "records were not committed") from error
+        raise failure(cause, what) from error
 
     def _refuse_replaced(self, cause: KafkaError, error: Exception) -> None:
         if cause.name() in _REPLACED:
@@ -204,17 +215,21 @@ class Transactions:
         )
 
 
-def refuse_too_large(emission: Emission) -> None:
-    """See that Kafka takes all records of an emission.
+def _refused_for_size(emissions: Sequence[tuple[int, Emission]]) -> str:
+    """Return what to do where a topic may have refused the largest record; empty where each takes it.
 
-    Raises:
-        PublishError: one is too large.
+    The library tells of that refusal only if nothing else went wrong after it.
     """
-    for batch in emission.records:
-        for key, value in zip(batch.keys, batch.values, strict=True):
-            if len(value) > MAX_LETTER_BYTES:
-                raise PublishError(
-                    f"the record of {key.decode()} for {batch.topic} takes {len(value):,} bytes, more than "
-                    f"{MAX_LETTER_BYTES:,}: leave metrics out of it (--match or --relabel of the ingestor, under "
-                    "another --topic-prefix)"
-                )
+    sizes = [
+        (len(value), key, batch.topic)
+        for _, emission in emissions
+        for batch in emission.records
+        for key, value in zip(batch.keys, batch.values, strict=True)
+    ]
+    size_bytes, key, topic = max(sizes, default=(0, b"", ""))
+    if size_bytes <= _TAKEN_BYTES:
+        return ""
+    return (
+        f" ({topic} may not take that of {key.decode()} with {size_bytes:,} bytes: give the topic "
+        f"max.message.bytes={MAX_MESSAGE_BYTES})"
+    )

@@ -28,6 +28,7 @@ from ingestor.core.chunk import Header, Refused
 from ingestor.core.durations import ChunkSize, parse_duration_ms, parse_time
 from ingestor.core.errors import IngestorError
 from ingestor.core.time_range import TimeRange
+from ingestor.placements import decode
 from ingestor.positions import Position
 from ingestor.sources.remote_read import external_labels
 from stream_app.consumer import commits
@@ -166,6 +167,14 @@ def consumer_commit_of(body: bytes) -> object:
     return commits.decode(commits.Commit(1, body.decode("latin-1")))
 
 
+def placement_of(body: bytes) -> object:
+    key, _, value = body.partition(b"=")
+    pod, service = decode(key, value)
+    assert pod.name
+    assert service
+    return pod
+
+
 def columns_of(body: bytes) -> object:
     """Read a record between two others, which must come out as they are."""
     records, malformed = decode_records([RECORD, body, RECORD], [0, 1, 2])
@@ -195,6 +204,7 @@ DECODERS = {
     "records": Decoder([RECORD], decode_record, OURS, JSON),
     "record-columns": Decoder([RECORD], columns_of, OURS, JSON),
     "positions": Decoder([POSITION], Position.from_json, OURS, JSON),
+    "placements": Decoder([b"shop/cart-7d9f8b6c5-x2x4z=cart"], placement_of, OURS, MESSAGE_PARTS),
     "commits": Decoder([COMMIT], commit_of, OURS, [*JSON, b"AAAA", b"eJy"]),
     "consumer-commits": Decoder([CONSUMER], consumer_commit_of, (), JSON),
     "external-labels": Decoder([SERVER], labels_of, OURS, YAML),
@@ -225,6 +235,22 @@ def spoiled(body: bytes, tokens: list[bytes], rng: random.Random) -> bytes:
             at -= at % 8
             changed[at : at + 8] = struct.pack("<q", rng.choice(SIZES))
     return bytes(changed)
+
+
+def spoiled_chunks(count: int, start_ms: int, rng: random.Random) -> list[tuple[list[tuple[str, bytes]], bytes]]:
+    """Return headers and values of so many messages of a job of their own, most of which cannot be read."""
+    whole = wire.headers("chunk", Header("spoiled", TimeRange(start_ms, start_ms + 60_000), 0, "query"))
+    messages = []
+    for number in range(count):
+        value = spoiled(chunk(), [b"\xff" * 8, ZSTD], rng)
+        headers = [
+            (name, spoiled(content, [b"9" * 30], rng) if name != "job" and rng.random() < 0.1 else content)
+            for name, content in whole
+        ]
+        headers = [(n, b"%d" % number if n == "sequence" and rng.random() < 0.5 else c) for n, c in headers]
+        # What a newer podstream has written stops a worker, and is no poison.
+        messages.append(([(n, c) for n, c in headers if n != "schema"] + [whole[0]], value))
+    return messages
 
 
 def lying(body: bytes, size: int) -> list[bytes]:

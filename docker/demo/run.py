@@ -351,7 +351,7 @@ def pipeline_commands(url: str, cluster: Cluster, folder: Path, dashboard_url: s
             "the ML service",
             "ml-service.log",
             [
-                str(DEMO.parent / "ml_service" / "service.py"),
+                str(DEMO.parent / "ml_service" / "main.py"),
                 *("--bootstrap-servers", cluster.bootstrap_servers, "--start", "earliest"),
                 *("--namespace", "shop", "--service", WATCHED_SERVICE),
             ],

@@ -169,6 +169,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 
 def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # While it was loaded, it ended the process.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         serve(parse_arguments())
     except KeyboardInterrupt:
@@ -183,7 +186,3 @@ def main() -> int:
         )
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""A source that waits and asks again while its backend cannot be reached."""
+"""A source that waits and asks again while its backend cannot be reached, and whose clock does not jump."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ingestor.core.errors import IngestorError, SourceUnavailable
 from ingestor.core.time_range import TimeRange
 from ingestor.selector import Selector
 from ingestor.sources.base import SeriesBlock, Source
+from ingestor.sources.steady import SteadyClock
 from ingestor.telemetry import RequestKind, Telemetry
 
 _Answer = TypeVar("_Answer")
@@ -34,6 +35,7 @@ class RetryingSource:
         patience_s: give up after so many seconds of one question; None: never.
         on_error: is told each time, in whatever thread asked.
         telemetry: is told how long each answer took.
+        clock: what the backend's clock has said before.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class RetryingSource:
         patience_s: float | None,
         on_error: Callable[[IngestorError], None] = lambda _: None,
         telemetry: Telemetry | None = None,
+        clock: SteadyClock | None = None,
     ) -> None:
         self._source, self._stop = source, stop
+        self._clock = clock or SteadyClock()
         self._telemetry = telemetry or Telemetry("")
         self._on_error = on_error
         self._retrying = tenacity.Retrying(
@@ -62,7 +66,7 @@ class RetryingSource:
         return self._source.name
 
     def now_ms(self) -> int:
-        return self._ask("clock", self._source.now_ms)
+        return self._ask("clock", self._clock.ask, self._source.now_ms)
 
     def metric_names(self, selector: Selector, time_range: TimeRange) -> list[str]:
         return self._ask("names", self._source.metric_names, selector, time_range)

@@ -197,8 +197,7 @@ class Reader:
             self._lost_now, self._returned = set(), set()
             messages = consumer.consume(_BATCH_MESSAGES, _POLL_S)
             if self._returned:
-                # Messages of the assignment before stand between those of this one.
-                messages = [m for m in messages if m.error() or m.partition() not in self._returned]
+                messages = of_this_assignment(messages, self._returned)
                 for number in self._returned:
                     partition = self.partitions[number]
                     consumer.seek(TopicPartition(self._settings.topic, number, partition.position))
@@ -499,6 +498,18 @@ class Reader:
                     "give each its own group_instance_id="
                 )
         return failure(error, f"{self._settings.topic} cannot be read")
+
+
+def of_this_assignment(messages: list[Any], returned: Collection[int]) -> list[Any]:
+    """Leave out what was read of partitions that were taken and given back meanwhile; they are read anew.
+
+    The ends that it had reached too: what was read and not processed lies before them, and would be passed by.
+    """
+    return [m for m in messages if m.partition() not in returned or ((e := m.error()) and not _is_about_offsets(e))]
+
+
+def _is_about_offsets(error: KafkaError) -> bool:
+    return is_end(error) or is_deleted(error)
 
 
 def _is_final(error: KafkaError) -> bool:

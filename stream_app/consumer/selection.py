@@ -103,7 +103,9 @@ class Selection:
             self._refuse(keys[places[number]], *records.whos[records.who[number]])
         is_wanted[list(no_records)] = False
         columns = [self._columns(names) for names in records.layouts]
-        is_wanted &= np.array([bool(names) for names, _ in columns], bool)[records.layout]
+        # A record without any says that all are missing, also those that are wanted.
+        has_wanted = [bool(wanted) or not names for names, (wanted, _) in zip(records.layouts, columns, strict=True)]
+        is_wanted &= np.array(has_wanted, bool)[records.layout]
         is_wanted &= self._is_of_view(records, is_wanted)
         chosen = records if is_wanted.all() else records.take(np.flatnonzero(is_wanted))
         return Found(chosen, columns), sorted(faults, key=lambda fault: fault[0])

@@ -11,7 +11,8 @@ A commit, in order; the process may die, and the machine lose power, between any
    ``.stream-app/checkpoint.json`` is replaced by the whole instead, and the log emptied;
 5. folder by folder, the files that go are removed, then the staged files are renamed.
 
-At the start step 5 is done again, and what lies beyond a file's length is cut off if
+At the start the checkpoint is flushed, for who wrote it may have been killed before it
+was on disk; then step 5 is done again, and what lies beyond a file's length is cut off if
 step 2 announced it. A new file is staged too: so a file that the checkpoint does not
 know was never ours, and is not touched. A line of the log that is not whole is a commit
 that did not happen, if it is the last one.
@@ -130,7 +131,16 @@ class Storage:
         # Joined by hand where it is done for each of thousands of files: a Path costs as much as the call.
         self._prefix = f"{folder}/"
         try:
+            missing = [parent for parent in folder.parents if not parent.exists()]
             self._staged_folder.mkdir(parents=True, exist_ok=True)
+            if not (self._own / "checkpoint.json").exists():
+                # Who has made these may have died before they were on disk.
+                _flush(self._own)
+                _flush(folder)
+                for made in (folder, *missing):
+                    # Not every folder above can be flushed: we may not list it, or it is there to be mounted in.
+                    with suppress(OSError):
+                        _flush(made.parent)
             self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise ConfigError(f"{folder} cannot be written ({error.strerror}): choose another --storage") from error
@@ -145,6 +155,7 @@ class Storage:
         self._staged: dict[str, str] = {}
         self._removed: list[str] = []
         self._grown: set[str] = set()
+        self._folders: set[str] = set()
         self._whole_bytes = self._log_bytes = 0
 
     @property
@@ -177,6 +188,8 @@ class Storage:
             self._check_identity(checkpoint.identity, identity)
         with self._sink_errors():
             self._now = checkpoint or _Checkpoint(identity)
+            for name in self._now.files:
+                self._know_folder(name)
             self._put_in_place(self._now.removed, self._now.staged)
             for leftover in self._staged_folder.iterdir():
                 leftover.unlink()
@@ -263,12 +276,27 @@ class Storage:
     def _check_place(self, name: str) -> None:
         """Find out now that a new file cannot have its name: after the commit it would be too late."""
         with self._sink_errors():
-            _make_folder(self.path(name).parent)
+            self._make_folder_of(name)
             with suppress(FileNotFoundError):
                 self.path(name).lstat()
                 raise SinkError(
                     f"{self.path(name)} was not written from here: move it away, or choose another --storage"
                 )
+
+    def _make_folder_of(self, name: str) -> None:
+        """Make the folder of a file, and those that it is in, and wait for the disk where they may not be on it yet."""
+        folder = name.rpartition("/")[0]
+        if not folder or (folder in self._folders and self.path(folder).is_dir()):
+            return
+        self._make_folder_of(folder)
+        self.path(folder).mkdir(exist_ok=True)
+        _flush(self.path(folder).parent)
+        self._folders.add(folder)
+
+    def _know_folder(self, name: str) -> None:
+        """Take the folders of a committed file for flushed."""
+        while (name := name.rpartition("/")[0]) and name not in self._folders:
+            self._folders.add(name)
 
     def _take_lock(self) -> None:
         try:
@@ -297,6 +325,10 @@ class Storage:
             path = self._own / "checkpoint.log"
             for change in self._read_log(checkpoint.generation):
                 checkpoint.add(change)
+            # We are to build on it, and who has written it may have died before it was on disk.
+            if path.exists():
+                _flush(path)
+            _flush(self._own)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -406,6 +438,8 @@ class Storage:
                     raise self._changed(name, "its end is another")
                 if length != state.length:
                     file.truncate(state.length)
+                # Of one that has its length again, we may have died before that was on disk.
+                if name in growing:
                     os.fsync(file.fileno())
 
     def _check_length(self, name: str, length: int) -> None:
@@ -445,7 +479,9 @@ class Storage:
         """Leave the files as of the last commit, as far as the disk lets us; the next start does the rest."""
         with suppress(OSError):
             for name in self._grown:
-                os.truncate(self.path(name), self._now.files[name].length)
+                with self.path(name).open("r+b") as file:
+                    file.truncate(self._now.files[name].length)
+                    os.fsync(file.fileno())
             # What a file has beyond its length is now no longer ours to cut.
             (self._own / "growing.json").unlink(missing_ok=True)
         for temporary in self._staged.values():
@@ -463,13 +499,12 @@ class Storage:
                 with suppress(FileNotFoundError):
                     os.unlink(self._prefix + name)  # noqa: PTH108 - see _prefix
             if names := coming.get(folder):
-                _make_folder(self.folder / folder)
+                self._make_folder_of(names[0])
             for name in names or ():
                 with suppress(FileNotFoundError):
                     os.replace(f"{self._prefix}{_STAGED}/{staged[name]}", self._prefix + name)  # noqa: PTH105 - same
+        # Not that of the staged files: a name that comes back there is a leftover, for no later commit has it.
         _for_each(self._flush_folder, sorted(gone.keys() | coming.keys()))
-        if staged:
-            _flush(self._staged_folder)
 
     def _flush_folder(self, folder: str) -> None:
         # What went may have been all that a folder had, and somebody may have tidied up since.
@@ -503,19 +538,18 @@ def _encoded(checkpoint: _Checkpoint) -> bytes:
 
 
 def _decoded(fields: dict[str, Any]) -> _Checkpoint:
-    if fields["version"] not in (1, FORMAT_VERSION):
-        raise ConfigError(f"the storage was written by another version of podstream ({fields['version']}): update it")
-    files = fields["files"].items()
-    if fields["version"] == 1:
-        # There a file's state is an object, and nothing goes.
-        files = ((name, [state[part] for part in FileState._fields]) for name, state in files)
+    if fields["version"] != FORMAT_VERSION:
+        raise ConfigError(
+            f"the storage was written by another version of podstream (its checkpoint has version {fields['version']}, "
+            f"not {FORMAT_VERSION}): update podstream, or choose another --storage"
+        )
     return _Checkpoint(
         identity=Identity(**fields["identity"]),
         generation=fields["generation"],
         view=_decoded_view(fields["view"]),
         offsets=_decoded_offsets(fields["offsets"]),
-        files={name: FileState(*state) for name, state in files},
-        removed=fields.get("removed", []),
+        files={name: FileState(*state) for name, state in fields["files"].items()},
+        removed=fields["removed"],
         staged=fields["staged"],
     )
 
@@ -588,13 +622,6 @@ def _flush(path: Path | str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _make_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir()
-        _flush(folder.parent)
 
 
 def _for_each(work: Callable[[str], None], names: Iterable[str]) -> None:

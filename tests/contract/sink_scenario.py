@@ -90,6 +90,25 @@ def record(
     )
 
 
+MIXED = [
+    record(0, "a", cpu=0.1, rss=1e16),
+    record(0, "b", cpu=0.2, rss=2.0),
+    record(1, "a", cpu=0.3, rss=3.0),
+    record(1, "b", cpu=0.4),
+    record(0, "x", service="web", cpu=1.0),
+    record(2, "a", cpu=0.5, rss=5.0),
+    record(2, "b", cpu=0.6, new=1.0),
+    record(3, "a", cpu=0.7, partial=True),
+    record(3, "b", cpu=0.8, new=2.0),
+    record(0, "c", cpu=0.9),
+    record(3, "a", cpu=1.1, revision=1),
+    record(3, "a", cpu=1.2),
+    record(4, "a", cpu=1.3),
+    record(1, "x", service="web", cpu=2.0, new=1.0),
+]
+"""Rows of all kinds."""
+
+
 def play(sink: Sink, records: Sequence[Record], batch: int, *, complete: bool = True) -> None:
     """Give the sink what it does not have yet, *batch* records a commit; a record's offset is its index."""
     at = sink.offsets.get(TOPIC, {}).get(PARTITION, 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import random
 import shutil
@@ -12,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import BuiltinFunctionType, FrameType
+from types import FrameType
 from typing import Any
 
 import orjson
@@ -22,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_columns import columns
 from sink_scenario import (
+    MIXED,
     SINKS,
     TOPIC,
     VIEW,
@@ -34,6 +34,7 @@ from sink_scenario import (
     play,
     record,
 )
+from system_calls import is_change
 
 from ingestor.core.errors import ConfigError, SinkError
 from stream_app.sinks.base import Sink
@@ -41,23 +42,6 @@ from stream_app.sinks.checkpoint import Identity, Storage
 
 PATHS = [Path(__file__).parents[2], Path(__file__).parents[1]]
 """Where child processes find what is ours, and what is the tests'."""
-
-SCENARIO = [
-    record(0, "a", cpu=0.1, rss=1e16),
-    record(0, "b", cpu=0.2, rss=2.0),
-    record(1, "a", cpu=0.3, rss=3.0),
-    record(1, "b", cpu=0.4),
-    record(0, "x", service="web", cpu=1.0),
-    record(2, "a", cpu=0.5, rss=5.0),
-    record(2, "b", cpu=0.6, new=1.0),
-    record(3, "a", cpu=0.7, partial=True),
-    record(3, "b", cpu=0.8, new=2.0),
-    record(0, "c", cpu=0.9),
-    record(3, "a", cpu=1.1, revision=1),
-    record(3, "a", cpu=1.2),
-    record(4, "a", cpu=1.3),
-    record(1, "x", service="web", cpu=2.0, new=1.0),
-]
 
 
 @pytest.fixture(params=SINKS)
@@ -76,8 +60,8 @@ def finish(open_sink: Callable[[Path], Sink], folder: Path, records: list[Any], 
 @pytest.mark.parametrize("batch", [1, 2, 3, 5, 100])
 def test_batches_do_not_show(open_sink: Callable[[Path], Sink], tmp_path: Path, batch: int) -> None:
     """However records are cut into commits, the rows are those of the rule of row identity."""
-    finish(open_sink, tmp_path, SCENARIO, batch)
-    assert found(tmp_path) == expected(SCENARIO)
+    finish(open_sink, tmp_path, MIXED, batch)
+    assert found(tmp_path) == expected(MIXED)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 40])
@@ -131,7 +115,7 @@ def test_any_order_and_any_batches(
     assert found(folder) == expected(records)
 
 
-@pytest.mark.parametrize("scenario", [SCENARIO, late_scenario(12, 7)], ids=["mixed", "late"])
+@pytest.mark.parametrize("scenario", [MIXED, late_scenario(12, 7)], ids=["mixed", "late"])
 def test_a_crash_at_any_step_loses_and_doubles_nothing(
     open_sink: Callable[[Path], Sink], tmp_path: Path, scenario: list[Any]
 ) -> None:
@@ -142,7 +126,7 @@ def test_a_crash_at_any_step_loses_and_doubles_nothing(
     folder, copies = tmp_path / "storage", tmp_path / "copies"
     sink = open_sink(folder)
     with _copied_at_every_step(folder, copies):
-        play(sink, scenario, 2 if scenario is SCENARIO else 12)
+        play(sink, scenario, 2 if scenario is MIXED else 12)
     sink.close()
     states = sorted(copies.iterdir())
     assert len(states) > 25
@@ -187,10 +171,10 @@ def test_kill_9_at_random_moments(kind: str, tmp_path: Path, scenario: str) -> N
 def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
     """Whatever part of an append reached the disk, the file is what the checkpoint says."""
     folder = tmp_path / "storage"
-    finish(open_csv, folder, SCENARIO[:2], 2)
+    finish(open_csv, folder, MIXED[:2], 2)
     before = (folder / "prod/api.csv").read_bytes()
     committed = (folder / ".stream-app/checkpoint.log").read_bytes()
-    finish(open_csv, folder, SCENARIO[:4], 2)
+    finish(open_csv, folder, MIXED[:4], 2)
     after = (folder / "prod/api.csv").read_bytes()
     assert after.startswith(before)
     (folder / ".stream-app/checkpoint.log").write_bytes(committed)
@@ -211,7 +195,7 @@ def test_a_torn_tail_is_cut_at_every_byte(tmp_path: Path) -> None:
 )
 def test_files_changed_by_hand_are_refused(tmp_path: Path, edit: Callable[[bytes], bytes | None], message: str) -> None:
     """What someone else did to a file is neither overwritten nor built upon."""
-    finish(open_csv, tmp_path, SCENARIO[:4], 2)
+    finish(open_csv, tmp_path, MIXED[:4], 2)
     path = tmp_path / "prod/api.csv"
     content = edit(path.read_bytes())
     if content is None:
@@ -224,11 +208,11 @@ def test_files_changed_by_hand_are_refused(tmp_path: Path, edit: Callable[[bytes
         assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("rows", [SCENARIO[4:6], SCENARIO[:1], SCENARIO[6:7]])
+@pytest.mark.parametrize("rows", [MIXED[4:6], MIXED[:1], MIXED[6:7]])
 def test_files_changed_while_we_run_are_refused(tmp_path: Path, rows: list[Any]) -> None:
     """Appends and rewrites look at the file once more, and leave it as they find it."""
     sink = open_csv(tmp_path)
-    play(sink, SCENARIO[:4], 4)
+    play(sink, MIXED[:4], 4)
     path = tmp_path / "prod/api.csv"
     path.write_bytes(path.read_bytes() + b"mine\n")
     content = path.read_bytes()
@@ -248,7 +232,7 @@ def test_a_file_that_is_not_ours_is_not_touched(tmp_path: Path) -> None:
     path.write_text("precious")
     sink = open_csv(tmp_path)
     with pytest.raises(SinkError, match="not written from here"):
-        play(sink, SCENARIO[:2], 2)
+        play(sink, MIXED[:2], 2)
     sink.close()
     assert path.read_text() == "precious"
 
@@ -271,7 +255,7 @@ def test_a_second_process_is_refused(open_sink: Callable[[Path], Sink], tmp_path
     ],
 )
 def test_the_storage_of_other_data_is_refused(tmp_path: Path, other: Identity) -> None:
-    finish(open_csv, tmp_path, SCENARIO[:2], 2)
+    finish(open_csv, tmp_path, MIXED[:2], 2)
     storage = Storage(tmp_path)
     with pytest.raises(ConfigError, match="choose another --storage"):
         storage.open(other)
@@ -285,15 +269,16 @@ def test_a_storage_that_cannot_be_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_checkpoint_is_refused(tmp_path: Path) -> None:
-    finish(open_csv, tmp_path, SCENARIO[:2], 2)
+    finish(open_csv, tmp_path, MIXED[:2], 2)
     path = tmp_path / ".stream-app/checkpoint.json"
-    for content in (b"", b"{", b"[]", b'{"version":1}'):
+    for content in (b"", b"{", b"[]", b'{"version":2}'):
         path.write_bytes(content)
         with pytest.raises(SinkError, match="cannot be read"):
             open_csv(tmp_path)
-    path.write_bytes(b'{"version":99}')
-    with pytest.raises(ConfigError, match="another version"):
-        open_csv(tmp_path)
+    for version in (1, 99):
+        path.write_bytes(b'{"version":%d}' % version)
+        with pytest.raises(ConfigError, match=f"another version of podstream .* version {version}, not 2"):
+            open_csv(tmp_path)
 
 
 def test_a_full_disk_leaves_the_last_commit(tmp_path: Path) -> None:
@@ -362,28 +347,23 @@ def test_thousands_of_services_need_few_open_files(tmp_path: Path, name: str, co
 
 def test_a_commit_without_news_writes_nothing(tmp_path: Path) -> None:
     sink = open_csv(tmp_path)
-    play(sink, SCENARIO, 100)
+    play(sink, MIXED, 100)
     checkpoint = tmp_path / ".stream-app/checkpoint.json"
     before = checkpoint.stat()
     sink.commit(sink.offsets, sink.view)
     sink.close()
     assert (checkpoint.stat().st_ino, checkpoint.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
-    assert orjson.loads(checkpoint.read_bytes())["offsets"] == {TOPIC: {"0": len(SCENARIO)}}
+    assert orjson.loads(checkpoint.read_bytes())["offsets"] == {TOPIC: {"0": len(MIXED)}}
 
 
 @contextmanager
 def _copied_at_every_step(folder: Path, copies: Path) -> Iterator[None]:
     """Copy *folder* before and after each call that could change a file, where that makes a difference."""
-    names = {"open", "write", "writelines", "flush", "fsync", "replace", "rename", "unlink", "truncate", "mkdir"}
     seen: set[bytes] = set()
     copies.mkdir(parents=True)
 
     def step(_: FrameType, event: str, function: Any) -> None:
-        if event not in ("c_call", "c_return") or function.__name__ not in names:
-            return
-        if not isinstance(function, BuiltinFunctionType) or not (
-            function.__module__ in ("posix", "_io", "io") or isinstance(function.__self__, io.BufferedIOBase)
-        ):
+        if event not in ("c_call", "c_return") or not is_change(function):
             return
         sys.setprofile(None)
         state = b"".join(

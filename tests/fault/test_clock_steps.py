@@ -1,7 +1,9 @@
-"""Clocks that jump an hour forward and two back, under all of ours: no window shows it, and nothing hangs.
+"""Clocks that jump an hour forward and two back: no window shows it, nothing hangs, nothing is lost.
 
-It is Python's wall clock that is stepped. That of the library that talks to Kafka is not: libfaketime 0.9.10 was tried,
-and does neither Python's sleep (EINVAL) nor librdkafka's waits as the kernel does.
+Ours: what is stepped is what Python's ``time.time`` says in each of our processes (and with it logs, and the times in
+positions), nothing else. That of the library that talks to Kafka is not, nor what ``datetime`` and the system itself go
+by: libfaketime 0.9.10 was tried, and does neither Python's sleep (EINVAL) nor librdkafka's waits as the kernel does.
+The backend's: what it answers when it is asked for the time.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import chunks
+import click
 import history
+import orjson
 import pandas as pd
 import pytest
 import scraped
@@ -29,15 +33,19 @@ from commands import (
     view_flags,
     view_of,
     wait_for_line,
+    wait_until,
     wait_until_windowed,
     worker,
     write_files,
 )
+from misbehaving import Answer, Asked, Given, MisbehavingProxy, reply
 
 from ingestor.core.time_range import TimeRange, floor_ms
+from ingestor.core.topics import Topics
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
+from ingestor.positions import known_positions
 
 STEPPED = """
 import time
@@ -61,7 +69,7 @@ STEPS_S = (HOUR_S, -HOUR_S, 0)
 
 
 class Clock:
-    """The wall clock of processes; time that only passes is the machine's, as where a clock is set."""
+    """What ``time.time`` says in processes; time that only passes is the machine's, as where a clock is set."""
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "ahead"
@@ -97,7 +105,7 @@ def scraping(tmp_path: Path) -> Iterator[LocalPrometheus]:
 
 
 def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_path: Path) -> None:
-    """Poller, worker and file sink go on through each step, and give the windows that Prometheus' samples make."""
+    """Poller, worker and file sink go on through each step of ours; windows are those that Prometheus' samples make."""
     view, storage = view_of("steps-live", "2s", "mean"), tmp_path / "data"
     where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
     commands = {
@@ -126,7 +134,7 @@ def test_live(kafka: LocalKafka, scraping: LocalPrometheus, clock: Clock, tmp_pa
 def test_history(
     kafka: LocalKafka, prometheus: LocalPrometheus, samples: pd.DataFrame, clock: Clock, tmp_path: Path
 ) -> None:
-    """A backfill that each step meets half-way gives the oracle's records and files."""
+    """A backfill that each step of ours meets half-way gives the oracle's records and files."""
     view, storage = view_of("steps-past", "1m", "mean", "pod"), tmp_path / "data"
     where = ["--topic-prefix", view.topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
     slow = ["--range-samples", "1000", "--max-samples-per-second", "1500"]
@@ -144,6 +152,58 @@ def test_history(
         wait_until_windowed(kafka, view, children["worker"])
         end(children["files"])
     verdict.assert_right(kafka, view, samples, storage, history.TIME)
+
+
+def test_the_backend(kafka: LocalKafka, scraping: LocalPrometheus, tmp_path: Path) -> None:
+    """A backend that says for some polls that it is an hour later leads neither a live job nor its recheck ahead: both
+    go on meanwhile, and every sample is published once by each.
+    """
+    topics, ahead_s = Topics("steps-backend"), 0
+
+    def stepped(asked: Asked, given: Given) -> Answer | None:
+        if asked.kind != "clock" or not ahead_s:
+            return None
+        answer = orjson.loads(given.body)
+        at_s, text = answer["data"]["result"]
+        answer["data"]["result"] = [at_s + ahead_s, str(float(text) + ahead_s)]
+        return reply(200, orjson.dumps(answer))
+
+    where = ["--topic-prefix", topics.prefix, "--bootstrap-servers", kafka.bootstrap_servers]
+    flags = ["--settle", scraped.SETTLE, "--poll-interval", "1s", "--recheck", "3s"]
+    with MisbehavingProxy(scraping.url) as proxy:
+        proxy.behaviour = stepped
+        command = ingestor("run", *flags, "--url", proxy.url, *where)
+        with Child(command, log_path=tmp_path / "poller.log") as poller:
+            wait_until_read(poller, kafka, topics, scraped.now_ms(scraping))
+            ahead_s = HOUR_S
+            wait_until_read(poller, kafka, topics, scraped.now_ms(scraping))
+            assert proxy.spoilt
+            ahead_s = 0
+            wait_until_read(poller, kafka, topics, scraped.now_ms(scraping))
+            end(poller)
+    streams = chunks.read(kafka.cluster, topics)
+    published = chunks.samples(streams)
+    for job in ("live", "live.recheck"):
+        covered = chunks.assert_adjoining(streams, job)
+        assert covered.end_ms < scraped.now_ms(scraping)
+        found, held = published[published["job"] == job], scraped.samples(scraping, covered)
+        click.echo(f"  {job}: {len(found):,} samples of {covered.length_ms / 1000:.0f} s")
+        in_order = [
+            samples[chunks.ORACLE_COLUMNS].sort_values(chunks.ORACLE_COLUMNS, ignore_index=True)
+            for samples in (found, held)
+        ]
+        pd.testing.assert_frame_equal(*in_order, check_exact=True)
+    assert poller.log_path.read_text().count("jumped ahead") == 1
+
+
+def wait_until_read(poller: Child, kafka: LocalKafka, topics: Topics, to_ms: int) -> None:
+    """Wait until a live job and its recheck have published what is before a time."""
+
+    def is_read() -> bool:
+        positions = known_positions(kafka.cluster, topics)
+        return all(job in positions and positions[job].position_ms >= to_ms for job in ("live", "live.recheck"))
+
+    wait_until(is_read, poller)
 
 
 def assert_stepped(*children: Child) -> None:

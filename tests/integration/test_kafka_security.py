@@ -251,6 +251,19 @@ def test_a_wrong_password_ends_every_command(secured: Secured, prometheus: Local
         secured.refused(command, *words)
 
 
+def test_an_expired_certificate_ends_every_command(
+    secured: Secured, prometheus: LocalPrometheus, tmp_path: Path
+) -> None:
+    """The broker's own: each says so in one line, instead of trying for ever."""
+    where = cluster_arguments(secured.at("EXPIRED", secured.security.client(USER)).cluster)
+    for command in (
+        ingestor("backfill", "--url", prometheus.url, *WHEN, *where),
+        stream_app("worker", "--web-listen-address", "none", *where),
+        stream_app("files", "--storage", str(tmp_path / "data"), *where),
+    ):
+        secured.refused(command, "expired", "renewed")
+
+
 def refusals(secured: Secured) -> dict[str, tuple[Guest, list[str]]]:
     knows_nobody = secured.security.client(USER)
     ca_file, without_tls = knows_nobody.ca_file, replace(knows_nobody, ca_file=None)
@@ -364,16 +377,24 @@ def test_every_fault_is_named_at_once(secured: Secured, tmp_path: Path) -> None:
     )
 
 
-def test_a_password_that_is_changed_ends_what_runs(secured: Secured, tmp_path: Path) -> None:
+def test_a_password_that_is_changed_ends_what_runs(
+    secured: Secured, prometheus: LocalPrometheus, tmp_path: Path
+) -> None:
     """Once the broker asks again, what runs ends with a line, instead of trying the old password for ever."""
     old = tmp_path / "old"
     shutil.copy(secured.folder / USER, old)
     guest = secured.guest(USER, password_file=old)
     admin = connect(guest.cluster)
     ensure_topics(admin, Topics("metrics-new"), 2)
-    command = stream_app("files", "--storage", str(tmp_path / "data"), "--topic-prefix", "metrics-new")
-    with Child([*command, *cluster_arguments(guest.cluster)], log_path=tmp_path / "files.log") as child:
-        wait_for_line(child, "rows written")
+    where = ["--topic-prefix", "metrics-new", *cluster_arguments(guest.cluster)]
+    poller = Child(
+        ingestor("run", "--url", prometheus.url, *WHEN[:2], "--preset", "none", "--poll-interval", "1s", *where),
+        log_path=tmp_path / "poller.log",
+    )
+    sink = Child(stream_app("files", "--storage", str(tmp_path / "data"), *where), log_path=tmp_path / "files.log")
+    with poller, sink:
+        wait_for_line(poller, "range published")
+        wait_for_line(sink, "rows written")
         (secured.folder / USER).write_text(f"{secrets.token_hex(8)}\n")
         give_scram_credentials(connect(secured.broker.cluster), secured.security)
         secured.broker.stop()
@@ -381,10 +402,11 @@ def test_a_password_that_is_changed_ends_what_runs(secured: Secured, tmp_path: P
         # What a poller asks when it begins again after a failure.
         with pytest.raises(ConfigError, match="--kafka-password-file"):
             partition_counts(admin)
-        assert child.wait(PATIENCE_S) == 2, child.log_tail()
-    last = child.log_tail().splitlines()[-1]
-    assert last.startswith("error:")
-    assert "--kafka-password-file" in last
-    secured.assert_kept_secret(child.log_tail(1000))
-    assert old.read_text().strip() not in child.log_tail(1000)
+        for child in (poller, sink):
+            assert child.wait(PATIENCE_S) == 2, child.log_tail()
+            last = child.log_tail().splitlines()[-1]
+            assert last.startswith("error:")
+            assert "--kafka-password-file" in last
+            secured.assert_kept_secret(child.log_tail(1000))
+            assert old.read_text().strip() not in child.log_tail(1000)
     connect(secured.guest(USER).cluster)

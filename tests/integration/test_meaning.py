@@ -9,11 +9,12 @@ from pathlib import Path
 import chunks
 import pandas as pd
 import pytest
-from commands import ingestor, run
+from commands import PATIENCE_S, ingestor, run
+from confluent_kafka import Producer
 
 from ingestor.core.time_range import iso
-from ingestor.core.topics import message_key, partition_of
-from ingestor.kafka import latest_by_key
+from ingestor.core.topics import Topics, message_key, partition_of
+from ingestor.kafka import client_config, connect, ensure_topics, latest_by_key, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
 
@@ -72,9 +73,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPrometheu
 
 
 def backfill(cluster: LocalPrometheus, kafka: LocalKafka, prefix: str, *flags: str) -> pd.DataFrame:
+    return backfill_and_log(cluster, kafka, prefix, *flags)[0]
+
+
+def backfill_and_log(cluster: LocalPrometheus, kafka: LocalKafka, prefix: str, *flags: str) -> tuple[pd.DataFrame, str]:
     where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", prefix, "--partitions", "4"]
-    run(ingestor("backfill", "--url", cluster.url, "--start", iso(START_MS), "--end", END, *where, *flags))
-    return chunks.published(kafka.cluster, prefix)
+    done = run(ingestor("backfill", "--url", cluster.url, "--start", iso(START_MS), "--end", END, *where, *flags))
+    return chunks.published(kafka.cluster, prefix), done.stderr
 
 
 def services(found: pd.DataFrame) -> dict[str, str]:
@@ -92,6 +97,24 @@ def test_services_come_from_owners_and_are_kept(cluster: LocalPrometheus, kafka:
     again = backfill(cluster, kafka, "owners", "--again", "--service-label", "app")
     assert services(again) == found
     assert set(again["revision"]) == {0, 1}
+
+
+def test_what_is_no_service_stops_nobody(cluster: LocalPrometheus, kafka: LocalKafka) -> None:
+    """Whatever somebody writes to the topic of services, the poller says so once and goes on; a pod that was forgotten
+    is placed anew.
+    """
+    topics = Topics("strange-services")
+    ensure_topics(connect(kafka.cluster), topics, 4)
+    producer = Producer(client_config(kafka.cluster))
+    checkout, wordy = (f"shop/{pod}".encode() for pod in (CHECKOUT, WORDY))
+    strange = [(key, value) for key in (checkout, b"\xff/x", b"nothing", b"") for value in (b"\xff", b"")]
+    for key, value in [*strange, (wordy, b"elsewhere"), (wordy, None)]:
+        producer.produce(topics.workloads, value, key)
+    assert producer.flush(PATIENCE_S) == 0
+    assert len(list(read_to_end(kafka.cluster, topics.workloads))) == len(strange) + 2
+    found, told = backfill_and_log(cluster, kafka, topics.prefix)
+    assert services(found) == {CHECKOUT: "checkout-api", WORDY: "rollout-bcd-fgh", LONE: "db", RUN: "nightly-report"}
+    assert told.count("what is no pod's service is left out") == 1
 
 
 def test_a_service_label_comes_first(cluster: LocalPrometheus, kafka: LocalKafka) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from email.utils import formatdate
 from time import time
 
@@ -418,6 +420,35 @@ def test_a_refused_metric_is_told_everywhere(proxy: MisbehavingProxy, kafka: Loc
     status = run(ingestor("status", "--json", "--topic-prefix", prefix, "--bootstrap-servers", kafka.bootstrap_servers))
     assert [json.loads(line)["incomplete"] for line in status.stdout.splitlines()] == [[REFUSED]]
     Published(kafka, prefix).lacks(samples[samples["metric"] != REFUSED], Refused(REFUSED, *_bounds(WHOLE)))
+
+
+def test_a_series_that_fits_into_no_message_is_told_everywhere(
+    proxy: MisbehavingProxy, kafka: LocalKafka, samples: pd.DataFrame
+) -> None:
+    """Labels of more than a megabyte leave their own series out: log, markers and `ingestor status` name it."""
+    metric, pod = "http_requests_total", "postgres-0"
+    # Letters at random take three quarters of their size, compressed.
+    padding = base64.b64encode(random.Random(7).randbytes(1_200_000))
+
+    def padded(asked: Asked, given: Given) -> Answer | None:
+        labels = b'"code":"500","container":"app","namespace":"data","pod":"%b"' % pod.encode()
+        if asked.kind != "samples" or labels not in given.body:
+            return None
+        return misbehaving.whole(replace(given, body=given.body.replace(labels, b'%b,"z":"%b"' % (labels, padding))))
+
+    proxy.behaviour = padded
+    prefix = next(_PREFIXES)
+    done = run(backfill(proxy, kafka, prefix, "--source", "query", "--range-samples", "6000"))  # type: ignore[arg-type]
+    told = f"a series of {metric} of the pod data/{pod} is left out"
+    assert told in done.stderr
+    published = Published(kafka, prefix)
+    assert len(published.ranges) > 3
+    is_padded = (samples["metric"] == metric) & (samples["pod"] == pod) & (samples["series"] == "500")
+    published.lacks(samples[~is_padded], *(Refused(metric, r.start_ms, r.end_ms) for r in published.ranges))
+    status = run(ingestor("status", "--json", "--topic-prefix", prefix, "--bootstrap-servers", kafka.bootstrap_servers))
+    (job,) = map(json.loads, status.stdout.splitlines())
+    assert (job["incomplete"], job["samples"]) == ([metric], len(samples) - is_padded.sum())
+    assert told in job["last_error"]
 
 
 def _bounds(time_range: TimeRange) -> tuple[int, int]:

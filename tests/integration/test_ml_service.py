@@ -57,7 +57,7 @@ def window(kafka: LocalKafka, demo: LocalPrometheus, view: View, start_ms: int, 
 
 
 def service(kafka: LocalKafka, log: Path, *more: str) -> Child:
-    command = [sys.executable, str(programs.DOCKER / "ml_service" / "service.py"), "--topic-prefix", "ml"]
+    command = [sys.executable, str(programs.DOCKER / "ml_service" / "main.py"), "--topic-prefix", "ml"]
     return Child([*command, "--bootstrap-servers", kafka.bootstrap_servers, *more], log_path=log)
 
 
@@ -119,6 +119,6 @@ def test_the_pod_that_goes_bad_is_found(kafka: LocalKafka, demo: LocalPrometheus
 
 
 def test_no_broker_is_told(tmp_path: Path) -> None:
-    command = [sys.executable, str(programs.DOCKER / "ml_service" / "service.py"), "--bootstrap-servers", "127.0.0.1:1"]
+    command = [sys.executable, str(programs.DOCKER / "ml_service" / "main.py"), "--bootstrap-servers", "127.0.0.1:1"]
     done = run(command, code=2)
     assert done.stderr.splitlines()[-1].startswith("error: no Kafka broker answers at 127.0.0.1:1")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,21 +12,38 @@ import builders
 import files
 import history
 import oracle
+import orjson
 import pandas as pd
+import poisoned
 import requests
-from commands import end, run, stream_app, view_flags, view_of, wait_for_line, wait_until, wait_until_windowed
+from commands import (
+    end,
+    run,
+    stream_app,
+    view_flags,
+    view_of,
+    wait_for_line,
+    wait_until,
+    wait_until_windowed,
+    write_files,
+)
 from confluent_kafka import Consumer, ConsumerGroupState, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from test_worker_pages import scraped, url_in
 from valid_records import decode_record
 
+from ingestor.core import wire
+from ingestor.core.chunk import Header
+from ingestor.core.errors import MalformedMessage
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import message_key, partition_of
 from ingestor.kafka import client_config, connect, ensure_topics, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child
 from ingestor.workloads import service_of
+from stream_app.consumer import Malformed, PodConsumer
 from stream_app.records import Record
+from stream_app.records import decode_record as decoded
 from stream_app.view import View
 
 EMPTY = ConsumerGroupState.EMPTY
@@ -223,6 +242,77 @@ def test_what_cannot_be_read_is_set_aside_once(kafka: LocalKafka, samples: pd.Da
     }
     files.assert_equal_to_oracle(cells(records(kafka, view)), without(samples, lost), "5m", "mean", "pod")
     assert_told(records(kafka, view), lost)
+
+
+def test_two_thousand_spoiled_messages(kafka: LocalKafka, samples: pd.DataFrame, tmp_path: Path) -> None:
+    """Among a backfill's chunks they stop no worker, among its records no file sink and no model.
+
+    A chunk that cannot be read is a dead letter once; each window of the backfill is right, for all three.
+    """
+    view, rng = view_of("spoiled", "5m", "mean"), random.Random(11)
+    made(kafka, view)
+    streams: list[list[Message]] = builders.messages(samples, RANGES)
+    unreadable: Counter[int] = Counter()
+    for number, message in enumerate(poisoned.spoiled_chunks(2_000, history.START_MS, rng)):
+        at = number % builders.PARTITIONS
+        streams[at].insert(rng.randrange(len(streams[at])), message)
+        unreadable[at] += not can_be_read(wire.decode, *message)
+    assert unreadable.total() > 1_000
+    # What could be read of them is of a job that holds the commit back until it ends.
+    ends = wire.headers("end", Header("spoiled", TimeRange(history.START_MS, history.END_MS), 2**62, "query"))
+    for stream in streams:
+        stream.append((ends, b""))
+    half = [len(stream) // 2 for stream in streams]
+    publish(kafka, view, [stream[:at] for stream, at in zip(streams, half, strict=True)])
+    with worker(kafka, view, tmp_path / "worker.log") as child:
+        wait_until(lambda: bool(messages_of(kafka, view.topics.pods)), child)
+        no_records = spoil_records(kafka, view, 1_000, rng)
+        publish(kafka, view, [stream[at:] for stream, at in zip(streams, half, strict=True)])
+        wait_until_windowed(kafka, view, child)
+        no_records += spoil_records(kafka, view, 1_000, rng)
+        end(child)
+    letters = [
+        (m.partition(), dict(m.headers())["dead-letter.offset"]) for m in messages_of(kafka, view.topics.dead_letters)
+    ]
+    assert len(set(letters)) == len(letters)
+    assert Counter(number for number, _ in letters) == unreadable
+    malformed: list[Malformed] = []
+    with PodConsumer(
+        bootstrap_servers=kafka.bootstrap_servers, topic_prefix="spoiled", chunk_size="5m", method="mean", until="now",
+        on_malformed=malformed.append,
+    ) as pods:  # fmt: skip
+        seen = [window.record for window in pods if window.record.job == "job"]
+    assert_told(seen, [])
+    files.assert_equal_to_oracle(cells(seen), samples, "5m", "mean", "pod")
+    assert {(one.partition, one.value) for one in malformed} >= set(no_records)
+    write_files(kafka, view, tmp_path / "data")
+    sound = {namespace or "_" for namespace in samples["namespace"]}
+    (tmp_path / "sound").mkdir()
+    for folder in (tmp_path / "data").iterdir():
+        if folder.name in sound:
+            folder.rename(tmp_path / "sound" / folder.name)
+    files.assert_equal_to_oracle(files.read(tmp_path / "sound", pods=True), samples, "5m", "mean", "pod")
+
+
+def can_be_read(decode: Callable[..., object], *message: object) -> bool:
+    try:
+        decode(*message)
+    except MalformedMessage:
+        return False
+    return True
+
+
+def spoil_records(kafka: LocalKafka, view: View, count: int, rng: random.Random) -> list[tuple[int, bytes]]:
+    """Write spoiled records of a namespace that is no other's; return partition and value of those that are none."""
+    body = orjson.dumps({**orjson.loads(poisoned.RECORD), "namespace": "spoiled", "chunk_size": str(view.chunk_size)})
+    producer, no_records = Producer(client_config(kafka.cluster)), []
+    for number in range(count):
+        at, value = number % builders.PARTITIONS, poisoned.spoiled(body, poisoned.JSON, rng)
+        producer.produce(view.topics.pods, value, b"spoiled/api-0", at)
+        if not can_be_read(decoded, value):
+            no_records.append((at, value))
+    assert producer.flush(30) == 0
+    return no_records
 
 
 def test_what_a_newer_podstream_wrote_is_waited_for(kafka: LocalKafka, samples: pd.DataFrame, tmp_path: Path) -> None:

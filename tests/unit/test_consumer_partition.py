@@ -10,12 +10,14 @@ from dataclasses import dataclass
 import orjson
 import pandas as pd
 import pytest
+from confluent_kafka import KafkaError, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stream_app.consumer import commits
 from stream_app.consumer.commits import Beginning, Front
 from stream_app.consumer.partition import Partition, Policy
+from stream_app.consumer.reader import of_this_assignment
 from stream_app.consumer.selection import Selection
 from stream_app.consumer.views import View, ViewChoice
 from stream_app.consumer.window import Window
@@ -276,3 +278,17 @@ def test_commits_are_read_back_and_fit(jobs):
 def test_foreign_commits_are_told(metadata):
     """Another program's commit is not taken for ours."""
     assert commits.decode(commits.Commit(5, metadata)) is None
+
+
+def test_nothing_of_a_partition_that_was_given_back_counts() -> None:
+    """Neither messages nor ends nor deleted offsets of its earlier assignment; what concerns the client does."""
+    end, gone, out = KafkaError._PARTITION_EOF, KafkaError.OFFSET_OUT_OF_RANGE, KafkaError._AUTO_OFFSET_RESET
+    refused = KafkaError.TOPIC_AUTHORIZATION_FAILED
+
+    def message(partition: int, code: int | None = None) -> Message:
+        return Message(topic="t", partition=partition, offset=7, error=None if code is None else KafkaError(code))
+
+    kept = [message(1), message(1, end), message(1, gone), message(2, refused), message(2, KafkaError._FATAL)]
+    read = [message(2), kept[0], message(2, end), *kept[1:], message(2, gone), message(2, out)]
+    assert of_this_assignment(read, {2}) == kept
+    assert of_this_assignment(read, set()) == read

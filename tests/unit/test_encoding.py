@@ -51,9 +51,9 @@ def closed(draw):
     return Closed(window * 2 * MINUTE_MS, group, metric, samples, values, groups, metrics)
 
 
-def one_by_one(cells, first, last, context):
-    """Return keys and values as a dict a record gives them."""
-    keys, values = [], []
+def one_by_one(cells, first, last, context, most_bytes=2_000_000):
+    """Return keys, values, and sizes of what is too large, as a dict a record gives them."""
+    keys, values, too_large = [], [], {}
     columns = (cells.window_ms, cells.group, cells.metric, cells.samples, cells.value)
     rows = zip(*(column[first:last].tolist() for column in columns), strict=True)
     for (start_ms, group), of_record in groupby(rows, lambda row: row[:2]):
@@ -77,8 +77,12 @@ def one_by_one(cells, first, last, context):
             **({"incomplete": missing} if missing else {}),
         }
         keys.append(record_key(who.namespace, who.pod, who.service))
+        if (size := len(keys[-1] + orjson.dumps(record))) > most_bytes:
+            too_large[len(values)] = size
+            lost = {"partial": True, "metrics": {}, "incomplete": sorted({*missing, "*"})}
+            record |= lost
         values.append(orjson.dumps(record))
-    return keys, values
+    return keys, values, too_large
 
 
 def as_json(value):
@@ -94,16 +98,21 @@ def empty_names(value):
 PLAIN = RecordContext(job="", chunk_size=ChunkSize.parse("1m"), method="mean", whole_from_ms=0, whole_to_ms=MINUTE_MS)
 
 
-@given(closed(), CONTEXTS, st.floats(0, 1), st.floats(0, 1))
-@example(empty_names(-np.inf), PLAIN, 0.0, 1.0)
-@example(empty_names(np.nan), PLAIN, 0.0, 1.0)
+@given(closed(), CONTEXTS, st.floats(0, 1), st.floats(0, 1), st.integers(180, 400))
+@example(empty_names(-np.inf), PLAIN, 0.0, 1.0, 2_000_000)
+@example(empty_names(np.nan), PLAIN, 0.0, 1.0, 0)
 @settings(max_examples=300, deadline=None)
-def test_many_at_once_are_written_as_one_by_one(cells, context, begin, end):
-    """Any names, any values, metrics that are missing, windows cut or with holes: not a byte differs."""
+def test_many_at_once_are_written_as_one_by_one(cells, context, begin, end, most_bytes):
+    """Any names and values, metrics that are missing, windows cut or with holes, what is too large: not a byte differs.
+
+    What is too large has no metrics and says that all are missing; all others are as they would be without it.
+    """
     # Any stretch of whole records.
     starts = [0, *(np.flatnonzero(np.diff(cells.window_ms) | np.diff(cells.group)) + 1).tolist(), len(cells)]
     first, last = sorted([starts[int(begin * (len(starts) - 1))], starts[int(end * (len(starts) - 1))]])
     assert encode_records(cells, first, last, context) == one_by_one(cells, first, last, context)
+    bounded = encode_records(cells, first, last, context, most_bytes)
+    assert bounded == one_by_one(cells, first, last, context, most_bytes)
 
 
 def test_records_of_a_group_share_their_key():
@@ -112,6 +121,6 @@ def test_records_of_a_group_share_their_key():
     cells = Closed(
         numbers * MINUTE_MS, numbers * 0, numbers * 0, numbers + 1, numbers / 7, [Group("a", "b", "c")], ["m"]
     )
-    keys, values = encode_records(cells, 0, len(cells), PLAIN)
-    assert len({id(key) for key in keys}) == 1
-    assert (keys, values) == one_by_one(cells, 0, len(cells), PLAIN)
+    encoded = encode_records(cells, 0, len(cells), PLAIN)
+    assert len({id(key) for key in encoded.keys}) == 1
+    assert encoded == one_by_one(cells, 0, len(cells), PLAIN)

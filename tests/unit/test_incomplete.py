@@ -15,7 +15,8 @@ from ingestor.core.chunk import Header
 from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import MalformedMessage, NewerVersion
 from ingestor.core.time_range import TimeRange
-from stream_app.dead_letters import MAX_LETTER_BYTES, dead_letter
+from stream_app.dead_letters import dead_letter
+from stream_app.encoding import MAX_RECORD_BYTES
 from stream_app.pipeline import Pipeline, Unreadable
 from stream_app.records import decode_record
 from stream_app.view import View
@@ -131,7 +132,7 @@ def test_a_letter_is_never_too_large():
     letter = dead_letter(
         "to", b"k", b"x" * 3_000_000, [("a", None)], topic="t", partition=0, offset=1, error=ValueError("y")
     )
-    assert len(letter.value) < MAX_LETTER_BYTES
+    assert len(letter.value) < MAX_RECORD_BYTES
     assert ("dead-letter.cut", b"3000000") in letter.headers
     assert ("a", b"") in letter.headers
     assert letter.key == b"k"

@@ -9,6 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import DOCKER
+
+_SCRIPTS = Path(sys.executable).parent
+PROGRAMS: dict[str, list[list[str | Path]]] = {
+    "ingestor": [[sys.executable, "-m", "ingestor"], [_SCRIPTS / "ingestor"]],
+    "stream_app": [[sys.executable, "-m", "stream_app"], [_SCRIPTS / "stream-app"]],
+    "ml_service": [[sys.executable, DOCKER / "ml_service" / "main.py"]],
+}
+"""In all ways that they are started."""
 
 ENDS_AMID_IMPORTS = """
 import os, sys
@@ -16,7 +25,7 @@ import os, sys
 
 class Ends:
     def find_spec(self, name, *_):
-        if name == "click":
+        if name in ("click", "confluent_kafka"):
             os.kill(os.getpid(), {number})
 
 
@@ -26,7 +35,7 @@ sys.meta_path.insert(0, Ends())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("program", ["ingestor", "stream_app"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_that_is_ended_amid_its_imports(program: str, number: signal.Signals, tmp_path: Path) -> None:
     """It ends as whoever is interrupted before its end, without a traceback, and not by the signal's own effect.
 
@@ -34,7 +43,6 @@ def test_a_program_that_is_ended_amid_its_imports(program: str, number: signal.S
     """
     (tmp_path / "sitecustomize.py").write_text(ENDS_AMID_IMPORTS.format(number=int(number)))
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    script = Path(sys.executable).with_name(program.replace("_", "-"))
-    for command in ([sys.executable, "-m", program], [script]):
+    for command in PROGRAMS[program]:
         done = subprocess.run([*command, "--help"], env=environment, capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

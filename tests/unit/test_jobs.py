@@ -1,12 +1,14 @@
 """Which stretches of time a new command reads beside others, and what `status` says of them."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestor import jobs, status
 from ingestor.core.time_range import TimeRange
-from ingestor.positions import Position
+from ingestor.positions import Position, Written
 
 NOW_MS = 1_795_435_200_000
 
@@ -85,6 +87,24 @@ def test_parts_have_their_command():
     assert [jobs.recheck_name("live", earlier) for earlier in (0, 1)] == ["live.recheck", "live.recheck-2"]
 
 
+def test_whose_position_stands():
+    """What a process has read or committed, and what it may have, is its own; all else of its jobs is another's."""
+    written = Written()
+
+    def is_anothers(position: Position) -> bool:
+        return written.is_anothers(Position.from_json(position.to_json()))
+
+    read, next_one, then = (job("live", 0, None, at, arguments={"split_by": {"a": ["b"]}}) for at in (10, 20, 30))
+    assert not is_anothers(read), "of a job that it does not know nothing is said"
+    written.may_stand(read)
+    written.may_stand(next_one)
+    assert [is_anothers(position) for position in (read, next_one, then)] == [False, False, True]
+    written.stands(next_one)
+    assert [is_anothers(position) for position in (read, next_one, then)] == [True, False, True]
+    assert is_anothers(replace(next_one, updated_ms=1)), "another that has come exactly as far"
+    assert not is_anothers(job("other", 0, 10))
+
+
 def test_status_as_a_table():
     """At 80 columns: open jobs first, what went wrong below its job."""
     live = job(
@@ -101,7 +121,7 @@ def test_status_as_a_table():
         "JOB                  POSITION                LAG  SAMPLES    RATE    UPDATED",
         "live                 2026-11-23T11:59:29Z    31s    12.3M  4.1k/s     0s ago",
         "  last error, 5m ago: http://prometheus:9090: cannot connect (connection refused)",
-        "  incomplete, the backend refuses samples of: bad_metric",
+        "  incomplete, samples are missing of: bad_metric",
         "backfill-0a1b2c3d4e  2026-11-13T12:00:00Z  ended      999          2h00m ago",
     ]
     assert all(len(line) <= 80 for line in lines if not line.startswith("  last"))

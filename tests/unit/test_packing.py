@@ -1,5 +1,7 @@
 """What is packed is what was fetched: every sample once, in its service's partition, in messages that fit."""
 
+import base64
+
 import numpy as np
 import orjson
 import pandas as pd
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from ingestor import packing, presets
 from ingestor.catalogue import Catalogue, Meaning
 from ingestor.core import wire
+from ingestor.core.chunk import Refused
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import message_key, partition_of
 from ingestor.workloads import service_of
@@ -81,6 +84,53 @@ def catalogue_of(samples):
     known = catalogue()
     fetched(samples, known)
     return known
+
+
+def padded(length: int, **labels: str) -> bytes:
+    """Return a label set with a label of so many letters, which do not compress well."""
+    letters = base64.b64encode(np.random.default_rng(3).bytes(length))[:length].decode()
+    return orjson.dumps({"__name__": "cpu", "namespace": "shop", **labels, "padding": letters})
+
+
+def packed_with(*label_sets: bytes, samples: int = 100) -> packing.PackedRange:
+    """Pack so many samples of each series into one partition."""
+    known = Catalogue(1, Meaning(dict, without_pod=True), {})
+    ids = known.ids(list(label_sets))
+    known.place({pod: service_of(pod.name) for pod in known.unplaced()})
+    times = np.tile(np.arange(samples) * 1000, len(ids))
+    whole = packing.FetchedSeries(ids, np.arange(len(ids) + 1) * samples, times, np.sqrt(times))
+    return packing.pack(WHEN, "test", [whole], known, 1)
+
+
+def test_a_series_that_fits_into_no_message_is_left_out_and_named():
+    """All others are there, those beside it in its chunk too; its metric is incomplete."""
+    beside = [orjson.dumps({"__name__": "cpu", "namespace": "shop", "pod": f"db-{n}", "series": "x"}) for n in range(5)]
+    packed = packed_with(*beside[:2], padded(1_300_000, pod="fat-0", series="y"), *beside[2:])
+    assert unpacked(packed)["pod"].value_counts().to_dict() == {f"db-{n}": 100 for n in range(5)}
+    assert (packed.samples, packed.series) == (500, 5)
+    assert packed.incomplete == (Refused("cpu", WHEN.start_ms, WHEN.end_ms),)
+    (left_out,) = packed.left_out
+    assert left_out[:3] == ("cpu", "shop", "fat-0")
+    assert str(left_out).startswith("a series of cpu of the pod shop/fat-0 is left out")
+    assert all(len(value) <= packing._MAX_VALUE_BYTES for value in packed.partitions[0])
+
+
+def test_labels_that_just_fit_are_sent():
+    """Where there is room for one sample beside its labels, all samples are there, in messages of their own or not."""
+    packed = packed_with(padded(1_150_000, pod="fat-0", series="y"), samples=20_000)
+    assert packed.samples == len(unpacked(packed)) == 20_000
+    assert not packed.left_out
+    assert not packed.incomplete
+
+
+def test_a_name_without_end_is_not_told():
+    """Neither a marker nor a line of log has room for it: any metric is said to be incomplete."""
+    name = base64.b64encode(np.random.default_rng(3).bytes(1_000_000)).decode()
+    packed = packed_with(orjson.dumps({"__name__": name, "job": "probe"}))
+    assert packed.partitions == [[]]
+    assert packed.incomplete == (Refused("*", WHEN.start_ms, WHEN.end_ms),)
+    assert len(str(packed.left_out[0])) < 500
+    assert "pod" not in str(packed.left_out[0])
 
 
 def test_series_without_a_pod_are_left_out():

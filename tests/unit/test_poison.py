@@ -104,17 +104,7 @@ def test_what_is_around_the_poison_stays() -> None:
     )
     ranges = [TimeRange(T0 + m * 60_000, T0 + (m + 1) * 60_000) for m in range(minutes)]
     stream = max(messages(frame, ranges, "sound"), key=lambda one: sum(len(value or b"") for _, value in one))
-    whole = wire.headers("chunk", Header("spoiled", TimeRange(T0, T0 + 60_000), 0, "query"))
-    spoiled = []
-    for number in range(2000):
-        value = poisoned.spoiled(poisoned.chunk(), [b"\xff" * 8, poisoned.ZSTD], rng)
-        headers = [
-            (name, poisoned.spoiled(content, [b"9" * 30], rng) if name != "job" and rng.random() < 0.1 else content)
-            for name, content in whole
-        ]
-        headers = [(n, b"%d" % number if n == "sequence" and rng.random() < 0.5 else c) for n, c in headers]
-        # What a newer podstream has written stops a worker, and is no poison.
-        spoiled.append(([(n, c) for n, c in headers if n != "schema"] + [whole[0]], value))
+    spoiled = poisoned.spoiled_chunks(2000, T0, rng)
     view = View(ChunkSize.parse("1m"), "mean")
     alone = records(view, stream, [])
     assert len(alone) >= minutes

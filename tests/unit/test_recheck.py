@@ -1,5 +1,6 @@
 """A second reading of live ranges: only windows whose result changed are emitted again, wherever a worker restarts."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +16,9 @@ from ingestor.core import wire
 from ingestor.core.durations import ChunkSize
 from ingestor.core.time_range import TimeRange
 from stream_app.earlier import EarlierResults
-from stream_app.pipeline import Pipeline
+from stream_app.encoding import result_hash
+from stream_app.pipeline import Identity, Pipeline
+from stream_app.records import Record, decode_record, record_key
 from stream_app.view import View
 
 T0 = 1_795_435_200_000
@@ -205,3 +208,37 @@ def test_nothing_was_written_before() -> None:
     emissions = [e for offset, message in enumerate(stream) for e in pipeline.feed(offset, wire.decode(*message))]
     assert sum(len(emission.outputs) for emission in emissions) == 2
     assert asked == [T0], "it is read once"
+
+
+def test_a_record_that_is_too_large_is_repeated_alone() -> None:
+    """What was written without its metrics says nothing that a repeated job could equal; all others say it already."""
+    of_all = pd.concat([one_pod(6), one_pod(6).assign(pod="db-1")])
+    names = [f"{'a_long_name_' * 84}{number}" for number in range(2_000)]
+    large = pd.DataFrame(
+        {"namespace": "shop", "pod": "db-1", "metric": names, "series": 0, "timestamp": T0, "value": 1.0}
+    )
+    samples, view = pd.concat([of_all, large]), View(ChunkSize.parse("1m"), "sum")
+
+    def emitted(revision: int, known: dict[Identity, int]) -> list[tuple[Record, bool]]:
+        stream = max(messages(samples, adjoining(0, 6), "job", revision=revision), key=len)
+        pipeline = Pipeline(view, 0, "", lambda _: known)
+        emissions = [e for offset, message in enumerate(stream) for e in pipeline.feed(offset, wire.decode(*message))]
+        return [
+            (decode_record(value), place in batch.too_large)
+            for emission in emissions
+            for batch in emission.records
+            for place, value in enumerate(batch.values)
+        ]
+
+    first = emitted(0, {})
+    known = {
+        (view.topics.pods, record_key(r.namespace, r.pod, r.service), r.window_start_ms): 0
+        if r.incomplete
+        else result_hash(list(r.metrics), np.array(list(r.metrics.values())), r.samples)
+        for r, _ in first
+    }
+    assert len(known) == len(first) == 2 * len({r.window_start_ms for r, _ in first})
+    [(record, is_too_large)] = emitted(1, known)
+    assert is_too_large
+    assert (record.pod, record.window_start_ms, record.revision, record.metrics) == ("db-1", T0, 1, {})
+    assert [one for one in first if one[1]] == [(replace(record, revision=0), True)]

@@ -58,6 +58,8 @@ def test_names_are_whole_or_globs(wanted, matches):
 def test_metrics_are_taken_out():
     """Only the metrics that are asked for are left, and a record without one is left out."""
     assert wants(Wanted(metrics=("c*", "x")), record()) == record(metrics=("cpu",))
+    lost = record(metrics=(), incomplete=("*",))
+    assert wants(Wanted(metrics=("c*",)), lost) == lost, "it says that what is asked for is missing"
     assert wants(Wanted(metrics=("x",)), record()) is None
     split = ('http{path="[id]"}', 'http{path="z"}')
     assert wants(Wanted(metrics=(split[0],)), record(metrics=split)) == record(metrics=split[:1])

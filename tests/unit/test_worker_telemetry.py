@@ -6,6 +6,7 @@ import subprocess
 
 import builders
 import history
+import numpy as np
 import pandas as pd
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -17,10 +18,13 @@ from ingestor.core.durations import ChunkSize
 from ingestor.core.errors import PublishError
 from ingestor.core.time_range import TimeRange
 from ingestor.local.prometheus import Binaries
+from stream_app.dead_letters import size_letter
+from stream_app.encoding import RecordContext, encode_records
 from stream_app.pipeline import Emission, Output, Pipeline
 from stream_app.standing import Read, Standing
 from stream_app.telemetry import DELAY_BUCKETS, METRICS, Telemetry
 from stream_app.view import View
+from stream_app.windows import Closed, Group
 
 START = history.START_MS
 RANGES = [TimeRange(START + i * 600_000, START + (i + 1) * 600_000) for i in range(3)]
@@ -41,6 +45,15 @@ def emission(*letters: Output, ends_ms: tuple[int, ...] = ()) -> Emission:
     return Emission([], letters, 0, "", final=False, window_ends_ms=ends_ms)
 
 
+def letter_of_size() -> Output:
+    one = np.ones(1, np.int64)
+    cells = Closed(one * START, one * 0, one * 0, one, one / 3, [Group("shop", "api-0", "api")], ["up"])
+    [key], [value], too_large = encode_records(
+        cells, 0, 1, RecordContext("live", ChunkSize.parse("5m"), "mean", 0, 0), 9
+    )
+    return size_letter("x.dead-letters", key, value, topic="x.pods", partition=3, size_bytes=too_large[0])
+
+
 def fed(clock: Clock) -> Telemetry:
     """Return a worker's metrics after a while of everything."""
     telemetry = Telemetry(Standing(monotonic=clock), monotonic=clock, unix_s=lambda: NOW_S)
@@ -58,7 +71,8 @@ def fed(clock: Clock) -> Telemetry:
             clock.s += 0.3
             telemetry.committed([one], began)
         telemetry.handled(3, offset)
-    telemetry.committed([emission(Output("x.dead-letters", None, b"", reason="value"))], clock())
+    letters = [Output("x.dead-letters", None, b"", reason="value"), *[letter_of_size()] * 2]
+    telemetry.committed([emission(*letters)], clock())
     telemetry.failed(PublishError("away"))
     return telemetry
 
@@ -85,6 +99,8 @@ def test_a_scrape_says_what_was_told() -> None:
     assert seen["windows_closed_total"] == closed == seen["emission_delay_seconds_count"]
     assert seen["records_total metrics.pods"] > closed
     assert seen["dead_letters_total value"] == 1
+    assert seen["dead_letters_total size"] == 2
+    assert seen["dead_letters_total headers"] == 0
     assert not any(name.startswith("records_total") and "dead" in name for name in seen)
     assert seen["errors_total PublishError"] == 1
     assert seen["partitions"] == 1

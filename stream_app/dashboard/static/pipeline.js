@@ -113,7 +113,7 @@ function letters(told) {
           list.map((letter) => [
             el("th", { scope: "row", class: "tight short" }, moment(letter.time_ms)),
             el("span", { class: "why" }, letter.error),
-            el("span", {}, breakable(`${letter.topic} ${letter.partition}@${letter.offset}`)),
+            el("span", {}, breakable(`${letter.topic} ${letter.partition}${letter.offset && `@${letter.offset}`}`)),
             el("span", { class: "why" }, letter.key),
             [count(letter.size_bytes)],
           ]),
