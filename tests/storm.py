@@ -39,6 +39,7 @@ from supervised import Supervised
 from tcp_proxy import TcpProxy, Trouble
 from verdict import Place, Verdict
 
+from ingestor.core import errors
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus, create_blocks
 from ingestor.local.server import Server
@@ -337,7 +338,8 @@ class Storm:
             assert "Traceback" not in log or one in self._others.values(), log
             own = {code: count for code, count in one.ends.items() if code not in (0, -signal.SIGKILL)}
             assert own.keys() <= {1, 2}, f"{one.child.log_path}: {own}"
-            word = "Error: " if one is self._others["model"] else "error: "
+            # A model is a program of its user's, which lets our exceptions through.
+            word = f"\n{errors.__name__}." if one is self._others["model"] else "error: "
             assert log.count(word) >= sum(own.values()), f"somebody ended without a word: {own}\n{log}"
             found.update({f"exit code {code}": count for code, count in own.items()})
         for replaced in self.pollers[:-1]:
