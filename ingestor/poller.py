@@ -528,8 +528,13 @@ class Poller:
         return self._clock
 
     def _settled_ms(self) -> int:
-        """Return what is settled by the backend's clock, which is asked once between two waits."""
-        now_ms, _ = self._clock or self._ask_clock()
+        """Return what is settled by the backend's clock, which is asked after each wait, and once a poll interval.
+
+        A recheck with a lot to do never waits, and live ranges come due meanwhile.
+        """
+        now_ms, asked_at_s = self._clock or self._ask_clock()
+        if time.monotonic() - asked_at_s >= self.settings.poll_interval_ms / 1000:
+            now_ms, _ = self._ask_clock()
         return floor_ms(now_ms - self.settings.settle_ms, 1000)
 
     def _publish_job(self, work: _Work, position: Position) -> None:
@@ -620,7 +625,7 @@ class Poller:
             # A range that was being read when the stop came may be cut short.
             return
         if lane.position.end_ms is not None:
-            # While this one is published; a live job would ask the backend for its clock once more.
+            # While this one is published; what is due of a live job was read with the last one.
             lane.fill()
         if packed.left_out:
             # For `status`; the log has all of them.

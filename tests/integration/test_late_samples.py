@@ -7,19 +7,22 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import files
 import pytest
 import remote_write
-from commands import PATIENCE_S, end, ingestor, run, view_of, wait_until_windowed, worker, write_files
+from commands import PATIENCE_S, end, ingestor, run, view_of, wait_until, wait_until_windowed, worker, write_files
 from scraped import SETTLE
 
+from ingestor.core.topics import Topics
 from ingestor.kafka import connect, ensure_topics, read_to_end
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.processes import Child
 from ingestor.local.prometheus import LocalPrometheus
-from ingestor.positions import read_positions
+from ingestor.positions import Position, read_positions
+from ingestor.publisher import Publisher
 from stream_app.records import Record, decode_record
 
 PODS = ("web-0", "web-1")
@@ -100,6 +103,42 @@ def test_late_samples_are_read_once_more(kafka: LocalKafka, prometheus: LocalPro
     for (_, pod, start_ms), metrics in rows.items():
         if min(window for _, _, window in rows) < start_ms < last_ms:
             assert metrics["queue_depth"] == pytest.approx(sum(truth[pod, start_ms]), rel=1e-12)
+
+
+def test_live_ranges_are_read_while_a_recheck_has_a_lot_to_do(
+    kafka: LocalKafka, prometheus: LocalPrometheus, tmp_path: Path
+) -> None:
+    """After a poller was away, its second readings take long; what comes due meanwhile does not wait for them."""
+    topics, now_ms = Topics("behind"), int(time.time() * 1000)
+    away_since_ms = now_ms // 1000 * 1000 - 1_200_000
+    labels = [{"__name__": "queue_length", "namespace": "shop", "pod": f"web-{number}"} for number in range(100)]
+    times_ms = range(away_since_ms, now_ms, 15_000)
+    remote_write.push(prometheus.url, [(each, time_ms, 1.0) for time_ms in times_ms for each in labels])
+    where = ["--bootstrap-servers", kafka.bootstrap_servers, "--topic-prefix", topics.prefix]
+    flags = ["--settle", "1s", "--poll-interval", "1s", "--recheck", "1s", "--url", prometheus.url]
+    slowly = ["--range-samples", "1000", "--max-samples-per-second", "1000"]
+    command = ingestor("run", *where, *flags, *slowly)
+    ensure_topics(connect(kafka.cluster), topics, 2)
+
+    def moved() -> list[tuple[str, int]]:
+        """Return how the jobs went on, one after the other."""
+        stored = [Position.from_json(m.value()) for m in read_to_end(kafka.cluster, topics.positions)]
+        return [(position.job, position.position_ms) for position in stored]
+
+    with Child(command, log_path=tmp_path / "begins.log") as poller:
+        wait_until(lambda: {job for job, _ in moved()} == {"live", "live.recheck"}, poller)
+        end(poller)
+    with Publisher(kafka.cluster, topics, "live") as publisher:
+        begun = read_positions(kafka.cluster, topics).values()
+        publisher.store(replace(job, start_ms=away_since_ms, position_ms=away_since_ms) for job in begun)
+    before = len(moved())
+    with Child(command, log_path=tmp_path / "goes_on.log") as poller:
+        wait_until(lambda: any(job == "live.recheck" and at_ms > now_ms for job, at_ms in moved()[before:]), poller)
+        end(poller)
+    later = moved()[before:]
+    backlog = [number for number, (job, at_ms) in enumerate(later) if job == "live.recheck" and at_ms < now_ms - 5_000]
+    assert len(backlog) > 5
+    assert "live" in [job for job, _ in later[backlog[1] : backlog[-1]]]
 
 
 def wait_until_rechecked(where: list[str], until_ms: int, deadline: float) -> None:
