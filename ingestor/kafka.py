@@ -23,7 +23,7 @@ from confluent_kafka import (
 )
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
-from ingestor.core.errors import ConfigError, IngestorError, PublishError
+from ingestor.core.errors import ConfigError, IngestorError, NotLetIn, PublishError
 from ingestor.core.topics import Topics
 from ingestor.kafka_diagnosis import refusal
 from ingestor.kafka_security import Security
@@ -145,7 +145,7 @@ def connect(cluster: Cluster) -> AdminClient:
         ConfigError: no broker answers, or none lets us in; the message says what to give.
     """
     try:
-        admin = _Admin(cluster)
+        admin = Admin(cluster)
     except KafkaException as error:
         raise ConfigError(f"Kafka's client cannot use these --kafka-* settings: {reason(error)}") from error
     # A client that is not let in waits out its time: look for the reason soon.
@@ -185,7 +185,7 @@ def _check_advertised(servers: list[str], security: Security) -> None:
         raise ConfigError(f"Kafka answers, but its broker {why}")
 
 
-class _Admin(AdminClient):
+class Admin(AdminClient):
     """An admin client that knows why it is not let in: calls that fail only say that time is up."""
 
     def __init__(self, cluster: Cluster) -> None:
@@ -201,13 +201,13 @@ class _Admin(AdminClient):
         """Raise what was heard since the last time.
 
         Raises:
-            ConfigError: the cluster refused user or password.
+            NotLetIn: the cluster refused user or password.
         """
         self._refused = None
         # What has happened meanwhile is told only here.
         self.poll(0)
         if self._refused is not None:
-            raise ConfigError(_not_let_in(self._cluster, self._refused))
+            raise NotLetIn(_not_let_in(self._cluster, self._refused))
 
     def _hear(self, error: KafkaError) -> None:
         if is_refusal(error):
@@ -247,7 +247,7 @@ def _topics(admin: AdminClient) -> dict[str, Any]:
     try:
         return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
     except KafkaException as error:
-        if isinstance(admin, _Admin):
+        if isinstance(admin, Admin):
             admin.raise_if_refused()
         raise failure(error, "Kafka's topics cannot be listed") from error
 
@@ -545,12 +545,15 @@ def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> 
     Raises:
         PublishError: the broker does not answer.
         ConfigError: we may not know.
+        NotLetIn: by an `Admin`, where the cluster does not let us in any more.
     """
     places = [(topic, partition) for partition in partitions]
     try:
         ends = list_offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {partition: end for (_, partition), end in ends.items()}
     except KafkaException as error:
+        if isinstance(admin, Admin):
+            admin.raise_if_refused()
         raise failure(error, f"the ends of {topic} cannot be read") from error
 
 

@@ -15,14 +15,13 @@ from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import faust
 from aiokafka.errors import KafkaError as AiokafkaError
-from confluent_kafka.admin import AdminClient
 
 from ingestor.command_line import fail
 from ingestor.core import wire
 from ingestor.core.chunk import Marker, RangeChunk
-from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, PublishError
+from ingestor.core.errors import ConfigError, IngestorError, MalformedMessage, NewerVersion, NotLetIn, PublishError
 from ingestor.core.time_range import iso
-from ingestor.kafka import Cluster, client_config, connect, stable_ends
+from ingestor.kafka import Admin, Cluster, connect, stable_ends
 from ingestor.web import pages
 from stream_app.dashboard.server import PAGES, Dashboard
 from stream_app.dead_letters import SMALLER_RECORDS, dead_letter, size_letter
@@ -102,7 +101,7 @@ class Worker:
             settings.cluster, self._view.topics.range_chunks, self._view.group_id, settings.slot
         )
         self._commits = GroupCommit(self._written, telemetry, self._superseded, self._fail)
-        self._admin = AdminClient(client_config(settings.cluster))
+        self._admin = Admin(settings.cluster)
         self._pipelines: dict[int, Pipeline] = {}
         # The event loop itself would let it be collected.
         self._restoring: asyncio.Task[None] | None = None
@@ -110,13 +109,12 @@ class Worker:
         self._assignment = 0
         self._is_superseded = False
         self._member_id = ""
-        # Held while messages are fed: what changes the pipelines waits for that.
+        # Held while messages are fed: what a revoke takes away waits for that.
         self._lock = asyncio.Lock()
         self._stop = asyncio.Event()
         self._stopping = False
         self._failure: Exception | None = None
         self._shared_out = asyncio.Event()
-        self._is_watched = settings.listener is not None
         self.app = self._faust_app(settings)
         standing = telemetry.standing
         standing.reads = lambda: reads(self.app)
@@ -140,7 +138,7 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._stop.set)
         await self._start_app()
-        looks = asyncio.create_task(self._look_at_ends()) if self._is_watched else None
+        looks = asyncio.create_task(self._look_at_ends())
         waits = [asyncio.ensure_future(self._stop.wait()), asyncio.ensure_future(self.app.wait_until_stopped())]
         # Without a cache of compiled code it takes a while.
         await asyncio.wait([loading, *waits], return_when=asyncio.FIRST_COMPLETED)
@@ -148,8 +146,7 @@ class Worker:
             loading.result()
             on_ready()
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        if looks is not None:
-            looks.cancel()
+        looks.cancel()
         if self._failure is not None:
             await self._leave()
         if failure := self._failure or self.app.crash_reason:
@@ -254,7 +251,8 @@ class Worker:
             partitions = {tp.partition for tp in assigned}
             self._telemetry.assigned(partitions)
             self._shared_out.set()
-            self._restoring = asyncio.create_task(self._restore_ahead(partitions))
+            if partitions:
+                self._restoring = asyncio.create_task(self._restore_ahead(partitions, self._assignment))
 
         return app
 
@@ -331,17 +329,24 @@ class Worker:
         """Tell whether messages of *assignment* count for nothing any more."""
         return self._stopping or self._is_superseded or assignment != self._assignment
 
-    async def _restore_ahead(self, partitions: Collection[int]) -> None:
-        """Restore what is assigned before its first messages come; what is wrong with it is told when they do."""
-        assignment = self._assignment
+    async def _restore_ahead(self, partitions: Collection[int], assignment: int) -> None:
+        """Restore what is assigned before its first messages come; what is wrong with it is told when they do.
+
+        Where records must be looked through for what a lost commit stood for, it waits for the messages: those of
+        another view may fill all partitions.
+        """
         with suppress(IngestorError):
-            restored = await self._restored(partitions)
+            restored = await self._restored(partitions, looks_through=False)
             if not self._is_over(assignment):
                 # Whose first message was sooner goes on with its own.
                 self._pipelines = {**restored, **self._pipelines}
 
-    async def _restored(self, partitions: Collection[int]) -> dict[int, Pipeline]:
+    async def _restored(self, partitions: Collection[int], *, looks_through: bool = True) -> dict[int, Pipeline]:
         """Return partitions' pipelines as they were committed.
+
+        Args:
+            partitions: which.
+            looks_through: also of those without a commit, whose sink topics have records.
 
         Raises:
             ConfigError: what a restart must read is gone.
@@ -351,6 +356,8 @@ class Worker:
         may_be_lost: set[int] = set()
         if without and not self._settings.accept_loss:
             may_be_lost = await _in_thread(used_partitions, self._admin, self._view, without)
+        if not looks_through:
+            commits = {partition: commit for partition, commit in commits.items() if partition not in may_be_lost}
         return await asyncio.to_thread(
             lambda: {
                 partition: self._restored_from(partition, commit, may_be_lost=partition in may_be_lost)
@@ -505,7 +512,10 @@ class Worker:
         )
 
     async def _look_at_ends(self) -> None:
-        """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time."""
+        """Tell the telemetry where the partitions end: at once when they are assigned, and from time to time.
+
+        And see whether the cluster still lets us in: Faust would try the old password for ever.
+        """
         standing = self._telemetry.standing
         while True:
             with suppress(TimeoutError):
@@ -518,6 +528,9 @@ class Worker:
                     ends = await asyncio.to_thread(
                         stable_ends, self._admin, self._view.topics.range_chunks, standing.partitions
                     )
+            except NotLetIn as error:
+                self._fail(error)
+                return
             except IngestorError as error:
                 # What is known stays; the work itself has its own ways to find out and to tell.
                 self._telemetry.failed(error)

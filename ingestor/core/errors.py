@@ -16,6 +16,10 @@ class ConfigError(IngestorError):
     exit_code = 2
 
 
+class NotLetIn(ConfigError):
+    """The cluster does not take the user or the password, or not any more."""
+
+
 class SourceError(IngestorError):
     """The backend did not give the samples."""
 

@@ -392,9 +392,12 @@ def test_a_password_that_is_changed_ends_what_runs(
         log_path=tmp_path / "poller.log",
     )
     sink = Child(stream_app("files", "--storage", str(tmp_path / "data"), *where), log_path=tmp_path / "files.log")
-    with poller, sink:
+    view = ["--chunk-size", "1m", "--web-listen-address", "none"]
+    windows = Child(stream_app("worker", *view, *where), log_path=tmp_path / "worker.log")
+    with poller, sink, windows:
         wait_for_line(poller, "range published")
         wait_for_line(sink, "rows written")
+        wait_for_line(windows, "worker is ready")
         (secured.folder / USER).write_text(f"{secrets.token_hex(8)}\n")
         give_scram_credentials(connect(secured.broker.cluster), secured.security)
         secured.broker.stop()
@@ -402,7 +405,7 @@ def test_a_password_that_is_changed_ends_what_runs(
         # What a poller asks when it begins again after a failure.
         with pytest.raises(ConfigError, match="--kafka-password-file"):
             partition_counts(admin)
-        for child in (poller, sink):
+        for child in (poller, sink, windows):
             assert child.wait(PATIENCE_S) == 2, child.log_tail()
             last = child.log_tail().splitlines()[-1]
             assert last.startswith("error:")
