@@ -23,6 +23,7 @@ from ingestor.kafka import (
     is_missing,
     is_refusal,
     reason,
+    stored_commits,
     wait_for_leaders,
     when_settled,
 )
@@ -281,12 +282,10 @@ class Reader:
     def _resumed(self, consumer: Consumer, numbers: list[int]) -> dict[int, Beginning]:
         """Return where the group goes on, or begins."""
         at = [TopicPartition(self._settings.topic, number) for number in numbers]
-        stored = when_settled(lambda: consumer.committed(at, _REQUEST_S))
+        stored = when_settled(lambda: stored_commits(consumer, at, _REQUEST_S))
         begins: dict[int, Beginning] = {}
         topic_id, group = self._found.topic.id, self._settings.group or ""
         for place in stored:
-            if place.error is not None:
-                raise KafkaException(place.error)
             if place.offset < 0:
                 continue
             found = commits.decode(commits.Commit(place.offset, place.metadata or ""))
