@@ -146,3 +146,23 @@ class KafkaProxy(TcpProxy):
     def _answered(talk: _Conversation, frame: bytes) -> list[Stop]:
         (correlation,) = struct.unpack_from(">i", frame, 4)
         return talk.stops.pop(correlation, [])
+
+
+class AlteringProxy(KafkaProxy):
+    """Hears each request, and may pass on another answer than came."""
+
+    async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
+        async for frame in super().pieces(connection, data, asks=asks):
+            if asks:
+                self.hear(connection, frame)
+                yield frame
+            else:
+                yield self.answer(connection, frame)
+
+    def hear(self, connection: Connection, frame: bytes) -> None:
+        """Take note of a request."""
+        raise NotImplementedError
+
+    def answer(self, connection: Connection, frame: bytes) -> bytes:
+        """Return what is passed on of an answer."""
+        raise NotImplementedError

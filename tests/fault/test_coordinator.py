@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,7 +13,7 @@ import pandas as pd
 import verdict
 from commands import backfill, end, run, view_of, wait_until_windowed, worker
 from confluent_kafka import KafkaError
-from kafka_proxy import Api, KafkaProxy
+from kafka_proxy import AlteringProxy, Api
 from proxied_kafka import ProxiedKafka
 from tcp_proxy import Connection
 
@@ -32,7 +31,7 @@ class _Question(NamedTuple):
     correlation: int
 
 
-class Moving(KafkaProxy):
+class Moving(AlteringProxy):
     """Answers as a broker that is a group's coordinator no more: each client's first question for the group's commits,
     and its first one behind a member's join.
     """
@@ -49,15 +48,7 @@ class Moving(KafkaProxy):
         self._has_member = False
         self.moved = set()
 
-    async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
-        async for frame in super().pieces(connection, data, asks=asks):
-            if asks:
-                self._hear(connection, frame)
-                yield frame
-            else:
-                yield self._answer(connection, frame)
-
-    def _hear(self, connection: Connection, frame: bytes) -> None:
+    def hear(self, connection: Connection, frame: bytes) -> None:
         api, version, correlation, length = struct.unpack_from(">hhih", frame, 4)
         client = frame[14 : 14 + length].decode()
         if api == Api.SYNC_GROUP:
@@ -66,7 +57,7 @@ class Moving(KafkaProxy):
             self.moved.add((client, self._has_member))
             self._questions[connection] = _Question(version, correlation)
 
-    def _answer(self, connection: Connection, frame: bytes) -> bytes:
+    def answer(self, connection: Connection, frame: bytes) -> bytes:
         (correlation,) = struct.unpack_from(">i", frame, 4)
         question = self._questions.get(connection)
         # Each connection counts its questions by itself.

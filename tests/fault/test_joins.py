@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import click
 import consuming as consuming_program
 import pytest
 from commands import PATIENCE_S, wait_until
-from kafka_proxy import Api, KafkaProxy, Point
+from kafka_proxy import AlteringProxy, Api, Point
 from pod_topic import PodTopic, record
 from proxied_kafka import FenceableKafka
 from tcp_proxy import Connection, TcpProxy
@@ -41,7 +41,7 @@ def controller_net(broker: FenceableKafka) -> Iterator[TcpProxy]:
         yield proxy
 
 
-class Proxy(KafkaProxy):
+class Proxy(AlteringProxy):
     """Spoils the answer to a group's first question about its topic, on request: to the library it is lost."""
 
     def __init__(self, target_port: int, port: int) -> None:
@@ -55,22 +55,14 @@ class Proxy(KafkaProxy):
         """Spoil what is answered to the question for *topic* that follows the one for the group's coordinator."""
         self._victims = group.encode(), topic.encode()
 
-    async def pieces(self, connection: Connection, data: bytes, *, asks: bool) -> AsyncIterator[bytes]:
-        async for frame in super().pieces(connection, data, asks=asks):
-            if asks:
-                self._hear(connection, frame)
-                yield frame
-            else:
-                yield self._answer(connection, frame)
-
-    def _hear(self, connection: Connection, frame: bytes) -> None:
+    def hear(self, connection: Connection, frame: bytes) -> None:
         (group, topic), (api, _, correlation) = self._victims, struct.unpack_from(">hhi", frame, 4)
         if group and api == Api.FIND_COORDINATOR and group in frame:
             self._comes = True
         if api == Api.METADATA and self._comes and topic in frame and self._question is None:
             self._question = connection, correlation
 
-    def _answer(self, connection: Connection, frame: bytes) -> bytes:
+    def answer(self, connection: Connection, frame: bytes) -> bytes:
         (correlation,) = struct.unpack_from(">i", frame, 4)
         if self.is_spoilt or self._question != (connection, correlation):
             return frame
