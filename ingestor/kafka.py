@@ -197,8 +197,13 @@ class Admin(AdminClient):
         config: dict[str, Any] = {**client_config(cluster), "error_cb": self._hear}
         super().__init__(config)
 
+    def was_let_in(self) -> None:
+        """Forget what was heard before an answer."""
+        self.poll(0)
+        self._refused = None
+
     def raise_if_refused(self) -> None:
-        """Raise what was heard since the last time.
+        """Raise what was heard since the last time, or the last answer.
 
         Raises:
             NotLetIn: the cluster refused user or password.
@@ -220,7 +225,9 @@ class Admin(AdminClient):
 
 def is_refusal(error: KafkaError) -> bool:
     """Tell whether an error says that user or password are wrong."""
-    return error.code() == KafkaError._AUTHENTICATION  # noqa: SLF001 - the library has no public name for it
+    # A connection that is cut amid its handshake is called so too.
+    is_cut = "transport failure" in error.str()
+    return error.code() == KafkaError._AUTHENTICATION and not is_cut  # noqa: SLF001 - no public name for it
 
 
 def _not_let_in(cluster: Cluster, error: KafkaError) -> str:
@@ -245,11 +252,14 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
 def _topics(admin: AdminClient) -> dict[str, Any]:
     try:
-        return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
+        topics = dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
     except KafkaException as error:
         if isinstance(admin, Admin):
             admin.raise_if_refused()
         raise failure(error, "Kafka's topics cannot be listed") from error
+    if isinstance(admin, Admin):
+        admin.was_let_in()
+    return topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,11 +560,13 @@ def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> 
     places = [(topic, partition) for partition in partitions]
     try:
         ends = list_offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-        return {partition: end for (_, partition), end in ends.items()}
     except KafkaException as error:
         if isinstance(admin, Admin):
             admin.raise_if_refused()
         raise failure(error, f"the ends of {topic} cannot be read") from error
+    if isinstance(admin, Admin):
+        admin.was_let_in()
+    return {partition: end for (_, partition), end in ends.items()}
 
 
 def latest_by_key(cluster: Cluster, topic: str) -> Mapping[bytes, bytes]:

@@ -338,6 +338,7 @@ class Poller:
             )
             self.telemetry.activated()
             self._last = self._begun(partitions, bounds)
+            self._written.may_stand(*self._last)
             unfinished = [position for position in self._last if not position.ended]
             if not unfinished:
                 return self._last
@@ -528,14 +529,18 @@ class Poller:
         return self._clock
 
     def _settled_ms(self) -> int:
-        """Return what is settled by the backend's clock, which is asked after each wait, and once a poll interval.
-
-        A recheck with a lot to do never waits, and live ranges come due meanwhile.
-        """
-        now_ms, asked_at_s = self._clock or self._ask_clock()
-        if time.monotonic() - asked_at_s >= self.settings.poll_interval_ms / 1000:
-            now_ms, _ = self._ask_clock()
+        """Return what is settled by the backend's clock, which is asked after each wait, and once a poll interval."""
+        now_ms, _ = self._clock or self._ask_clock()
         return floor_ms(now_ms - self.settings.settle_ms, 1000)
+
+    def _forget_old_clock(self, main: Lane) -> None:
+        """Have the clock asked again: a recheck with a lot to do never waits, and live ranges come due meanwhile.
+
+        Not while one is being read: where the backend is away, it would be published only when that is back.
+        """
+        is_old = self._clock and time.monotonic() - self._clock[1] >= self.settings.poll_interval_ms / 1000
+        if is_old and not main.in_flight:
+            self._clock = None
 
     def _publish_job(self, work: _Work, position: Position) -> None:
         """Publish a job, and beside a live one its recheck, until its end or *stop*."""
@@ -551,6 +556,7 @@ class Poller:
         self._tell = lambda: self._tell_trouble(work, main)
         try:
             while not main.position.ended and not self.stop.is_set():
+                self._forget_old_clock(main)
                 ready = [lane for lane in lanes if lane.fill()]
                 if not ready:
                     self.telemetry.position_confirmed(main.position.position_ms)
@@ -578,6 +584,7 @@ class Poller:
         going_on = next((p for p in known if not p.ended), None)
         if recheck_ms is None:
             if going_on is not None:
+                self._written.may_stand(going_on)
                 work.publisher.cancel(going_on)
                 log.info("recheck is given up: --recheck is not there any longer", extra={"job": going_on.job})
             return []

@@ -130,9 +130,10 @@ class Written:
     def __init__(self) -> None:
         self._by_job: dict[str, set[bytes]] = {}
 
-    def may_stand(self, position: Position) -> None:
+    def may_stand(self, *positions: Position) -> None:
         """Note what was read, or is about to be written: a commit of which nothing is heard may have gone through."""
-        self._by_job.setdefault(position.job, set()).add(position.to_json())
+        for position in positions:
+            self._by_job.setdefault(position.job, set()).add(position.to_json())
 
     def stands(self, position: Position) -> None:
         """Note what was committed."""

@@ -149,8 +149,8 @@ class Publisher:
         try:
             self._producer.begin_transaction()
             write()
+            self._written.may_stand(*positions)
             for position in positions:
-                self._written.may_stand(position)
                 self._produce(self._topics.positions, position.to_json(), position.job.encode(), 0)
             self._producer.commit_transaction(_TIMEOUT_S)
         except (KafkaException, BufferError) as error:

@@ -62,6 +62,9 @@ _DELETED = (
     "to go on; windows that the deleted stretch cuts are marked incomplete"
 )
 
+_REFUSED_AT_MOST = 2
+"""Looks without an answer between them, before the password is taken for another."""
+
 _LOOK_EVERY_S = 5.0
 """How often the partitions' ends are asked for, with one request."""
 
@@ -516,7 +519,7 @@ class Worker:
 
         And see whether the cluster still lets us in: Faust would try the old password for ever.
         """
-        standing = self._telemetry.standing
+        standing, refused = self._telemetry.standing, 0
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_EVERY_S):
@@ -528,9 +531,13 @@ class Worker:
                     ends = await asyncio.to_thread(
                         stable_ends, self._admin, self._view.topics.range_chunks, standing.partitions
                     )
+                    refused = 0
             except NotLetIn as error:
-                self._fail(error)
-                return
+                # A broker that has just started may not know its users yet.
+                refused += 1
+                if refused == _REFUSED_AT_MOST:
+                    self._fail(error)
+                    return
             except IngestorError as error:
                 # What is known stays; the work itself has its own ways to find out and to tell.
                 self._telemetry.failed(error)

@@ -111,12 +111,14 @@ def _warn_of_small_messages(admin: AdminClient, view: View) -> None:
     resources = [ConfigResource(ResourceType.TOPIC, name) for name in names]
     for resource, future in admin.describe_configs(resources, request_timeout=CONNECT_TIMEOUT_S).items():
         try:
-            most_bytes = int(future.result()["max.message.bytes"].value)
+            found = future.result().get("max.message.bytes")
         except KafkaException as error:
             if error.args[0].code() != KafkaError.TOPIC_AUTHORIZATION_FAILED:
                 raise
             # Whoever gives us rights may not want us to know.
             continue
+        # Not every service that speaks Kafka's protocol has it.
+        most_bytes = int(found.value) if found and found.value else MAX_MESSAGE_BYTES
         if most_bytes < MAX_MESSAGE_BYTES:
             log.warning(
                 "a topic takes smaller messages than records may become, and one that it refuses ends the worker: "
