@@ -56,8 +56,6 @@ READERS = ("files", "raw files", "model")
 MODEL, RAW = Place("pods", "the model"), Place("samples", "raw files")
 LATE_S = 10.0
 """So much longer may a fault last that nobody has felt yet."""
-LEAST_FELT = 0.7
-"""Of all faults. Nobody feels Prometheus' network while the poller asks for nothing, or after the job's end."""
 
 
 class Kind(NamedTuple):
@@ -177,9 +175,7 @@ def run(seed: int, folder: Path, faults: int, lasts_s: float, *, is_live: bool =
         storm.settle()
         compared = storm.compare(held)
         felt, unfelt = storm.felt()
-    outcome = Outcome(seed, Counter(fault.what for fault in felt), unfelt, storm.ends(), compared)
-    assert len(felt) >= LEAST_FELT * len(planned), f"too few faults were felt to show anything:\n{outcome}"
-    return outcome
+    return Outcome(seed, Counter(fault.what for fault in felt), unfelt, storm.ends(), compared)
 
 
 class Act(NamedTuple):
