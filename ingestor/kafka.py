@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -251,15 +252,21 @@ def partition_counts(admin: AdminClient) -> dict[str, int]:
 
 
 def _topics(admin: AdminClient) -> dict[str, Any]:
+    with _asking(admin, "Kafka's topics cannot be listed"):
+        return dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
+
+
+@contextmanager
+def _asking(admin: AdminClient, what: str) -> Iterator[None]:
+    """Turn the failure of a question into ours: an `Admin` may know that we are not let in any more."""
     try:
-        topics = dict(admin.list_topics(timeout=CONNECT_TIMEOUT_S).topics)
+        yield
     except KafkaException as error:
         if isinstance(admin, Admin):
             admin.raise_if_refused()
-        raise failure(error, "Kafka's topics cannot be listed") from error
+        raise failure(error, what) from error
     if isinstance(admin, Admin):
         admin.was_let_in()
-    return topics
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +345,8 @@ def ensure_topics(admin: AdminClient, topics: Topics, partitions: int | None, re
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise ConfigError(str(failure(error, f"topic {name} cannot be made"))) from error
     names = {*topics.partitioned, *topics.compacted}
-    _wait_until_known(admin, names)
+    if missing:
+        _wait_until_known(admin, names)
     wait_for_leaders(admin, names)
     return wanted
 
@@ -558,14 +566,8 @@ def stable_ends(admin: AdminClient, topic: str, partitions: Collection[int]) -> 
         NotLetIn: by an `Admin`, where the cluster does not let us in any more.
     """
     places = [(topic, partition) for partition in partitions]
-    try:
+    with _asking(admin, f"the ends of {topic} cannot be read"):
         ends = list_offsets(admin, places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
-    except KafkaException as error:
-        if isinstance(admin, Admin):
-            admin.raise_if_refused()
-        raise failure(error, f"the ends of {topic} cannot be read") from error
-    if isinstance(admin, Admin):
-        admin.was_let_in()
     return {partition: end for (_, partition), end in ends.items()}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ingestor.catalogue import Catalogue
 from ingestor.core import wire
-from ingestor.core.chunk import Float64Array, Int64Array, Refused, SeriesColumns
+from ingestor.core.chunk import EVERY_METRIC, Float64Array, Int64Array, Refused, SeriesColumns
 from ingestor.core.declared import declared_bytes
 from ingestor.core.time_range import TimeRange
 from ingestor.core.topics import NO_NAMESPACE
@@ -25,8 +25,7 @@ _CHUNK_ROWS = 12_000
 
 
 _LONGEST_NAME = 1_000
-_ANY_METRIC = "*"
-"""What is said to be incomplete where a metric's own name is longer: markers and records have to hold it."""
+"""Markers and records have to hold the name of a metric that is incomplete."""
 
 _SHOWN_CHARS = 200
 
@@ -51,7 +50,7 @@ class LeftOut(NamedTuple):
     @property
     def told_as(self) -> str:
         """What is incomplete without it."""
-        return self.metric if len(self.metric) <= _LONGEST_NAME else _ANY_METRIC
+        return self.metric if len(self.metric) <= _LONGEST_NAME else EVERY_METRIC
 
 
 @dataclass(frozen=True, slots=True)

@@ -404,23 +404,18 @@ class Worker:
 
     def _told_of_size(self, partition: int, emission: Emission) -> Emission:
         """Return an emission with a dead letter for each record that is written without its metrics."""
-        letters = []
+        letters, to = [], self._view.topics.dead_letters
         for batch in emission.records:
             for place, size_bytes in batch.too_large.items():
-                key, value = batch.keys[place], batch.values[place]
+                key, value, topic = batch.keys[place], batch.values[place], batch.topic
+                window = iso(decode_record(value).window_start_ms)
                 log.error(
                     "a record is too large and is written without its metrics: %s",
                     SMALLER_RECORDS,
-                    extra={
-                        "topic": batch.topic,
-                        "record": key.decode(),
-                        "window": iso(decode_record(value).window_start_ms),
-                        "bytes": size_bytes,
-                    },
+                    extra={"topic": topic, "record": key.decode(), "window": window, "bytes": size_bytes},
                 )
-                to = self._view.topics.dead_letters
                 letters.append(
-                    size_letter(to, key, value, topic=batch.topic, partition=partition, size_bytes=size_bytes)
+                    size_letter(to, key, value, topic=topic, partition=partition, window=window, size_bytes=size_bytes)
                 )
         return replace(emission, letters=[*emission.letters, *letters]) if letters else emission
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
-from ingestor.core.time_range import iso
 from stream_app.encoding import MAX_RECORD_BYTES
 from stream_app.pipeline import Output
-from stream_app.records import decode_record
 
 REASONS = ("headers", "value", "size")
 """What cannot be read, or is too much."""
@@ -49,11 +47,12 @@ def dead_letter(
         **({"cut": str(len(value))} if len(value) > _MOST_VALUE_BYTES else {}),
     }
     kept = [(name, content or b"") for name, content in headers or ()]
-    why = [(f"dead-letter.{name}", text.encode()) for name, text in told.items()]
-    return Output(to, key, value[:_MOST_VALUE_BYTES], (*kept, *why), reason)
+    return Output(to, key, value[:_MOST_VALUE_BYTES], (*kept, *_headers(told)), reason)
 
 
-def size_letter(to: str, key: bytes, value: bytes, *, topic: str, partition: int, size_bytes: int) -> Output:
+def size_letter(
+    to: str, key: bytes, value: bytes, *, topic: str, partition: int, window: str, size_bytes: int
+) -> Output:
     """Return the message for the topic *to* about a record that was written without its metrics.
 
     Args:
@@ -62,12 +61,16 @@ def size_letter(to: str, key: bytes, value: bytes, *, topic: str, partition: int
         value: as it was written: window, job and number of samples are told there.
         topic: where it was written.
         partition: likewise.
+        window: when the record's begins.
         size_bytes: what it would have taken.
     """
-    window = iso(decode_record(value).window_start_ms)
     error = (
         f"the record of {key.decode()} from {window} on takes {size_bytes:,} bytes, more than {MAX_RECORD_BYTES:,}, "
         f"and is written without its metrics: {SMALLER_RECORDS}"
     )
     told = {"topic": topic, "partition": str(partition), "error": error, "cut": str(size_bytes)}
-    return Output(to, key, value, tuple((f"dead-letter.{name}", text.encode()) for name, text in told.items()), "size")
+    return Output(to, key, value, _headers(told), "size")
+
+
+def _headers(told: Mapping[str, str]) -> tuple[tuple[str, bytes], ...]:
+    return tuple((f"dead-letter.{name}", text.encode()) for name, text in told.items())

@@ -10,15 +10,11 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 import orjson
 
-from ingestor.core.chunk import Float64Array, Int64Array, Refused
+from ingestor.core.chunk import EVERY_METRIC, Float64Array, Int64Array, Refused
 from ingestor.core.durations import ChunkSize
 from stream_app.record_text import join_records
 from stream_app.records import RECORD_VERSION, record_key
 from stream_app.windows import Closed, Group
-
-EVERY_METRIC = "*"
-"""In ``incomplete``: samples of any metric may be missing, for messages were missing or unreadable, or all are, for the
-record would have been too large."""
 
 MAX_RECORD_BYTES = 2_000_000
 """Key and value, before compression: what does not compress must fit into a topic's ``max.message.bytes`` too."""

@@ -9,6 +9,8 @@ import history
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, settings
+from kafka_proxy import KafkaProxy
+from proxied_kafka import ProxiedKafka
 
 from ingestor.local.kafka import LocalKafka
 from ingestor.local.prometheus import Binaries, LocalPrometheus, create_blocks, find_binaries
@@ -70,3 +72,17 @@ def prometheus(samples: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) 
     create_blocks(folder / "history.om", server.data_dir)
     with server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
+    """One Apache Kafka a module, with a way in through a proxy."""
+    with ProxiedKafka(tmp_path_factory.mktemp("kafka")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
+    """The way in of those who are held at a request, to be killed or overtaken."""
+    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
+        yield proxy

@@ -53,6 +53,10 @@ class SeriesColumns:
         return int(self.offsets[-1] - self.offsets[0])
 
 
+EVERY_METRIC = "*"
+"""Instead of a metric's name, where something is missing: of any."""
+
+
 class Refused(NamedTuple):
     """Samples of *metric* in [start_ms, end_ms) that the backend refused for good."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,19 +38,6 @@ def points(of: str, *apis: Api, nth: int = 1) -> list[Point]:
     """
     places = [(api, False) for api in apis] + [(apis[-1], True)]
     return [Point(api, is_answered, nth, of.encode()) for api, is_answered in places]
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
-    with ProxiedKafka(tmp_path_factory.mktemp("kafka")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
-    """The way in of those that are killed."""
-    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
-        yield proxy
 
 
 def kill_at_each(points: Sequence[Point], child: Child, net: KafkaProxy) -> None:

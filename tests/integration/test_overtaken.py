@@ -37,19 +37,6 @@ CHUNKS = 8
 """Messages of each busy partition that a worker has read when it is overtaken: of each range a chunk and a marker."""
 
 
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProxiedKafka]:
-    with ProxiedKafka(tmp_path_factory.mktemp("kafka")) as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def net(broker: ProxiedKafka) -> Iterator[KafkaProxy]:
-    """The way in of those that are overtaken, one at a time."""
-    with KafkaProxy(broker.proxied_port, broker.proxy_port) as proxy:
-        yield proxy
-
-
 @pytest.fixture
 def topic(broker: ProxiedKafka) -> Iterator[PodTopic]:
     made = PodTopic(broker)

@@ -51,7 +51,15 @@ def letter_of_size() -> Output:
     [key], [value], too_large = encode_records(
         cells, 0, 1, RecordContext("live", ChunkSize.parse("5m"), "mean", 0, 0), 9
     )
-    return size_letter("x.dead-letters", key, value, topic="x.pods", partition=3, size_bytes=too_large[0])
+    return size_letter(
+        "x.dead-letters",
+        key,
+        value,
+        topic="x.pods",
+        partition=3,
+        window="2026-11-23T12:00:00Z",
+        size_bytes=too_large[0],
+    )
 
 
 def fed(clock: Clock) -> Telemetry:
